@@ -1,0 +1,52 @@
+// Owned bytes for weights: aligned to a cache line, zeroed, movable, and allocated through two functions a user can replace.
+//
+// Large buffers are aligned to 2 MiB so that the system can back them with huge pages.
+#pragma once
+
+#include <lowbit/core/bits.hpp>
+#include <lowbit/core/config.hpp>
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+/// Replace both (before the first lowbit header) to allocate weights elsewhere. May return nullptr.
+#ifndef LOWBIT_ALIGNED_ALLOC
+#define LOWBIT_ALIGNED_ALLOC(alignment, bytes) std::aligned_alloc(alignment, bytes)
+#define LOWBIT_ALIGNED_FREE(pointer) std::free(pointer)
+#endif
+
+namespace lowbit {
+
+/// A block of zeroed bytes. Empty where the allocation failed: callers that ask for outside sizes check `size()`.
+class aligned_buffer {
+ public:
+  aligned_buffer() = default;
+  explicit aligned_buffer(std::size_t bytes) {
+    constexpr std::size_t huge = std::size_t{2} << 20;
+    const std::size_t alignment = bytes >= huge ? huge : 64;
+    if (bytes == 0 || bytes > static_cast<std::size_t>(PTRDIFF_MAX) - huge) return;
+    data_ = static_cast<std::uint8_t*>(LOWBIT_ALIGNED_ALLOC(alignment, round_up(bytes, alignment)));
+    if (data_ == nullptr) return;
+    size_ = bytes;
+    std::memset(data_, 0, bytes);
+  }
+  aligned_buffer(aligned_buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  aligned_buffer& operator=(aligned_buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~aligned_buffer() { LOWBIT_ALIGNED_FREE(data_); }
+
+  [[nodiscard]] std::uint8_t* data() noexcept { return data_; }
+  [[nodiscard]] const std::uint8_t* data() const noexcept { return data_; }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+ private:
+  std::uint8_t* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+}  // namespace lowbit
