@@ -1,0 +1,163 @@
+// The executable definition of every format: a block's bytes to its parts and back, and parts to float values.
+//
+// Written for clarity, straight from the spec; the vectorised kernels are tested against it bit for bit. Exact under any compiler
+// flag short of -ffast-math: a product that feeds an addition is kept from being fused with it, since one rounding fewer would be
+// another value than the formats' own projects compute.
+#pragma once
+
+#include <lowbit/format/spec.hpp>
+
+#include <cstring>
+#include <type_traits>
+
+namespace lowbit {
+
+/// A product rounded to float, whatever the compiler would like to fuse it with.
+constexpr float rounded_product(float a, float b) noexcept {
+  float p = a * b;
+#if defined(__GNUC__)
+  if (!std::is_constant_evaluated()) {
+#if defined(__SSE__)
+    asm("" : "+x"(p));
+#elif defined(__aarch64__)
+    asm("" : "+w"(p));
+#else
+    asm("" : "+m"(p));
+#endif
+  }
+#endif
+  return p;
+}
+
+/// The value of a number's stored bits; 1 for a number that is absent.
+constexpr float number_value(number type, std::uint32_t bits) noexcept {
+  switch (type) {
+    case number::f32: return std::bit_cast<float>(bits);
+    case number::f16: return to_float(f16{static_cast<std::uint16_t>(bits)});
+    case number::bf16: return to_float(bf16{static_cast<std::uint16_t>(bits)});
+    case number::e8m0_half: return e8m0_half_to_float(static_cast<std::uint8_t>(bits));
+    case number::none: break;
+  }
+  return 1.0f;
+}
+
+/// The stored bits of a value: rounded to nearest even, or for e8m0_half the power of two at or below it.
+constexpr std::uint32_t number_bits(number type, float value) noexcept {
+  switch (type) {
+    case number::f32: return std::bit_cast<std::uint32_t>(value);
+    case number::f16: return to_f16(value).bits;
+    case number::bf16: return to_bf16(value).bits;
+    case number::e8m0_half: {
+      const std::uint32_t e = (std::bit_cast<std::uint32_t>(value) >> 23) & 255u;  // 2^(e - 127) is the half scale of e + 1
+      if (e == 0) return value >= e8m0_half_to_float(1) ? 1 : 0;
+      return e == 255 ? 255u : e + 1;
+    }
+    case number::none: break;
+  }
+  return 0;
+}
+
+/// The stored bits of the number at a field; 0 where there is none.
+inline std::uint32_t read_bits_of(scalar_field f, const std::uint8_t* block) noexcept {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, block + f.at, size_of(f.type));
+  return bits;
+}
+
+/// The number at a field; 1 where there is none.
+inline float read_scalar(scalar_field f, const std::uint8_t* block) noexcept {
+  return number_value(f.type, read_bits_of(f, block));
+}
+
+/// The level of a code: what the scale multiplies. `zero_point` as zero_point_of gives it.
+constexpr float level_of(const format_spec& s, unsigned code, int zero_point) noexcept {
+  if (s.values.present()) return s.values.values[code];
+  return static_cast<float>(s.codes.value(code) - zero_point);
+}
+
+/// The block's stored zero-point, or 0.
+constexpr int zero_point_of(const format_spec& s, const std::uint8_t* block) noexcept {
+  return s.zero_point.present() ? static_cast<int>(s.zero_point.raw(block, 0)) : 0;
+}
+
+/// What weights of sub-block j share: value = rounded(scale * level) + offset.
+struct affine {
+  float scale, offset;
+};
+inline affine affine_of(const format_spec& s, const std::uint8_t* block, std::size_t j) noexcept {
+  affine a{read_scalar(s.scale, block), 0.0f};
+  if (s.sub_scale.present()) a.scale = rounded_product(a.scale, static_cast<float>(s.sub_scale.value(s.sub_scale.raw(block, j))));
+  if (s.minimum.present()) {
+    a.offset = read_scalar(s.minimum, block);
+    if (s.sub_minimum.present())
+      a.offset = -rounded_product(a.offset, static_cast<float>(s.sub_minimum.value(s.sub_minimum.raw(block, j))));
+  }
+  return a;
+}
+
+/// Decodes one block: out[spec.block].
+inline void decode_block(const format_spec& s, const std::uint8_t* block, float* out) noexcept {
+  if (s.is_float()) {
+    out[0] = read_scalar({s.element, 0}, block);
+    return;
+  }
+  const int zero = zero_point_of(s, block);
+  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+    const affine a = affine_of(s, block, j);
+    for (std::size_t i = j * s.sub_block(); i < (j + 1) * s.sub_block(); ++i) {
+      const float v = rounded_product(a.scale, level_of(s, s.codes.raw(block, i), zero));
+      out[i] = s.minimum.present() ? v + a.offset : v;
+    }
+  }
+}
+
+/// Decodes a row of `cols` weights from its blocks; the padding of a ragged last block is not written.
+inline void decode_row(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float* out, float* scratch) noexcept {
+  for (std::size_t c = 0; c < cols; c += s.block, blocks += s.bytes) {
+    if (cols - c >= s.block) {
+      decode_block(s, blocks, out + c);
+    } else {
+      decode_block(s, blocks, scratch);
+      std::memcpy(out + c, scratch, (cols - c) * sizeof(float));
+    }
+  }
+}
+
+/// A block taken apart: raw bits of every field. encode(parts) == the block, bit for bit, padding zeroed.
+template <block_format F>
+struct block_parts {
+  static constexpr const format_spec& spec = spec_of<F>;
+  std::uint32_t scale = 0, minimum = 0;
+  std::uint8_t zero_point = 0;
+  std::array<std::uint8_t, spec.sub_blocks()> sub_scale{}, sub_minimum{};
+  std::array<std::uint8_t, spec.block> codes{};
+};
+
+template <block_format F>
+void read_block(const std::uint8_t* block, block_parts<F>& p) noexcept {
+  constexpr const format_spec& s = spec_of<F>;
+  p.scale = read_bits_of(s.scale, block);
+  p.minimum = read_bits_of(s.minimum, block);
+  p.zero_point = static_cast<std::uint8_t>(s.zero_point.raw(block, 0));
+  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+    p.sub_scale[j] = static_cast<std::uint8_t>(s.sub_scale.raw(block, j));
+    p.sub_minimum[j] = static_cast<std::uint8_t>(s.sub_minimum.raw(block, j));
+  }
+  for (std::size_t i = 0; i < s.block; ++i) p.codes[i] = static_cast<std::uint8_t>(s.codes.raw(block, i));
+}
+
+template <block_format F>
+void write_block(const block_parts<F>& p, std::uint8_t* block) noexcept {
+  constexpr const format_spec& s = spec_of<F>;
+  std::memset(block, 0, s.bytes);
+  std::memcpy(block + s.scale.at, &p.scale, size_of(s.scale.type));
+  std::memcpy(block + s.minimum.at, &p.minimum, size_of(s.minimum.type));
+  s.zero_point.set_raw(block, 0, p.zero_point);
+  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+    s.sub_scale.set_raw(block, j, p.sub_scale[j]);
+    s.sub_minimum.set_raw(block, j, p.sub_minimum[j]);
+  }
+  for (std::size_t i = 0; i < s.block; ++i) s.codes.set_raw(block, i, p.codes[i]);
+}
+
+}  // namespace lowbit
