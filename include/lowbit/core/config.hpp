@@ -20,6 +20,12 @@
 /// For helpers that are used inside per-architecture units: an out-of-line copy of such a helper, compiled with AVX-512 flags,
 /// could be the one that the linker keeps for the whole program.
 #define LOWBIT_ALWAYS_INLINE inline __attribute__((always_inline))
-#define LOWBIT_RESTRICT __restrict__
+#define LOWBIT_INLINE_LAMBDA __attribute__((always_inline))
+/// Before a loop over a compile-time count whose arrays are meant to live in registers.
+#if defined(__clang__)
+#define LOWBIT_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LOWBIT_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "lowbit reads and writes little-endian layouts in place");

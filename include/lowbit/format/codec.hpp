@@ -13,7 +13,7 @@
 namespace lowbit {
 
 /// A product rounded to float, whatever the compiler would like to fuse it with.
-constexpr float rounded_product(float a, float b) noexcept {
+LOWBIT_ALWAYS_INLINE constexpr float rounded_product(float a, float b) noexcept {
   float p = a * b;
 #if defined(__GNUC__)
   if (!std::is_constant_evaluated()) {
@@ -30,7 +30,7 @@ constexpr float rounded_product(float a, float b) noexcept {
 }
 
 /// The value of a number's stored bits; 1 for a number that is absent.
-constexpr float number_value(number type, std::uint32_t bits) noexcept {
+LOWBIT_ALWAYS_INLINE constexpr float number_value(number type, std::uint32_t bits) noexcept {
   switch (type) {
     case number::f32: return std::bit_cast<float>(bits);
     case number::f16: return to_float(f16{static_cast<std::uint16_t>(bits)});
@@ -42,7 +42,7 @@ constexpr float number_value(number type, std::uint32_t bits) noexcept {
 }
 
 /// The stored bits of a value: rounded to nearest even, or for e8m0_half the power of two at or below it.
-constexpr std::uint32_t number_bits(number type, float value) noexcept {
+LOWBIT_ALWAYS_INLINE constexpr std::uint32_t number_bits(number type, float value) noexcept {
   switch (type) {
     case number::f32: return std::bit_cast<std::uint32_t>(value);
     case number::f16: return to_f16(value).bits;
@@ -58,25 +58,25 @@ constexpr std::uint32_t number_bits(number type, float value) noexcept {
 }
 
 /// The stored bits of the number at a field; 0 where there is none.
-inline std::uint32_t read_bits_of(scalar_field f, const std::uint8_t* block) noexcept {
+LOWBIT_ALWAYS_INLINE std::uint32_t read_bits_of(scalar_field f, const std::uint8_t* block) noexcept {
   std::uint32_t bits = 0;
   std::memcpy(&bits, block + f.at, size_of(f.type));
   return bits;
 }
 
 /// The number at a field; 1 where there is none.
-inline float read_scalar(scalar_field f, const std::uint8_t* block) noexcept {
+LOWBIT_ALWAYS_INLINE float read_scalar(scalar_field f, const std::uint8_t* block) noexcept {
   return number_value(f.type, read_bits_of(f, block));
 }
 
 /// The level of a code: what the scale multiplies. `zero_point` as zero_point_of gives it.
-constexpr float level_of(const format_spec& s, unsigned code, int zero_point) noexcept {
+LOWBIT_ALWAYS_INLINE constexpr float level_of(const format_spec& s, unsigned code, int zero_point) noexcept {
   if (s.values.present()) return s.values.values[code];
   return static_cast<float>(s.codes.value(code) - zero_point);
 }
 
 /// The block's stored zero-point, or 0.
-constexpr int zero_point_of(const format_spec& s, const std::uint8_t* block) noexcept {
+LOWBIT_ALWAYS_INLINE constexpr int zero_point_of(const format_spec& s, const std::uint8_t* block) noexcept {
   return s.zero_point.present() ? static_cast<int>(s.zero_point.raw(block, 0)) : 0;
 }
 
@@ -84,7 +84,7 @@ constexpr int zero_point_of(const format_spec& s, const std::uint8_t* block) noe
 struct affine {
   float scale, offset;
 };
-inline affine affine_of(const format_spec& s, const std::uint8_t* block, std::size_t j) noexcept {
+LOWBIT_ALWAYS_INLINE affine affine_of(const format_spec& s, const std::uint8_t* block, std::size_t j) noexcept {
   affine a{read_scalar(s.scale, block), 0.0f};
   if (s.sub_scale.present()) a.scale = rounded_product(a.scale, static_cast<float>(s.sub_scale.value(s.sub_scale.raw(block, j))));
   if (s.minimum.present()) {

@@ -20,7 +20,7 @@ namespace lowbit {
 enum class number : std::uint8_t { none, f32, f16, bf16, e8m0_half };
 
 /// Bytes that a number takes.
-constexpr unsigned size_of(number type) noexcept {
+LOWBIT_ALWAYS_INLINE constexpr unsigned size_of(number type) noexcept {
   constexpr unsigned sizes[] = {0, 4, 2, 2, 1};
   return sizes[static_cast<unsigned>(type)];
 }
@@ -29,7 +29,7 @@ constexpr unsigned size_of(number type) noexcept {
 struct scalar_field {
   number type = number::none;
   unsigned at = 0;
-  [[nodiscard]] constexpr bool present() const noexcept { return type != number::none; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool present() const noexcept { return type != number::none; }
 };
 
 /// Mixed-radix digits of an element's index, lowest first, and the distance in bits that each moves. A zero extent ends the list.
@@ -46,7 +46,7 @@ struct plane {
   axes digits{};
 
   /// Where element i of this plane begins, in bits from the start of the block.
-  [[nodiscard]] constexpr std::size_t position(std::size_t i) const noexcept {
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t position(std::size_t i) const noexcept {
     auto bit = static_cast<std::ptrdiff_t>(base);
     for (std::size_t k = 0; k < digits.extent.size() && digits.extent[k] != 0; ++k) {
       bit += static_cast<std::ptrdiff_t>(i % digits.extent[k]) * digits.stride[k];
@@ -55,7 +55,7 @@ struct plane {
     return static_cast<std::size_t>(bit);
   }
   /// How many elements the digits count.
-  [[nodiscard]] constexpr std::size_t elements() const noexcept {
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t elements() const noexcept {
     std::size_t n = digits.extent[0] != 0;
     for (unsigned e : digits.extent) n *= e != 0 ? e : 1;
     return n;
@@ -63,7 +63,7 @@ struct plane {
 };
 
 /// The position of byte n, in bits.
-constexpr unsigned byte(unsigned n) noexcept { return 8 * n; }
+LOWBIT_ALWAYS_INLINE constexpr unsigned byte(unsigned n) noexcept { return 8 * n; }
 
 /// Integers, one for each element (a weight, a sub-block, or the one block): raw = sum of planes, value = raw - zero, or raw
 /// read as two's complement.
@@ -72,14 +72,14 @@ struct integer_field {
   int zero = 0;
   bool is_signed = false;
 
-  [[nodiscard]] constexpr bool present() const noexcept { return planes[0].bits != 0; }
-  [[nodiscard]] constexpr unsigned bits() const noexcept {
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool present() const noexcept { return planes[0].bits != 0; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr unsigned bits() const noexcept {
     unsigned n = 0;
     for (const plane& p : planes) n += p.bits;
     return n;
   }
   /// The stored bits of element i.
-  [[nodiscard]] constexpr unsigned raw(const std::uint8_t* block, std::size_t i) const noexcept {
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr unsigned raw(const std::uint8_t* block, std::size_t i) const noexcept {
     unsigned v = 0;
     for (const plane& p : planes)
       if (p.bits != 0) v |= read_bits(block, p.position(i), p.bits) << p.shift;
@@ -90,23 +90,23 @@ struct integer_field {
       if (p.bits != 0) write_bits(block, p.position(i), p.bits, value >> p.shift);
   }
   /// The integer that stored bits mean.
-  [[nodiscard]] constexpr int value(unsigned raw_bits) const noexcept {
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr int value(unsigned raw_bits) const noexcept {
     const int v = static_cast<int>(raw_bits);
     return is_signed && (v >> (bits() - 1)) != 0 ? v - (1 << bits()) : v - zero;
   }
   /// The stored bits of an integer. Expects lowest() <= v <= highest().
-  [[nodiscard]] constexpr unsigned stored(int v) const noexcept {
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr unsigned stored(int v) const noexcept {
     return static_cast<unsigned>(is_signed ? v : v + zero) & ((1u << bits()) - 1);
   }
-  [[nodiscard]] constexpr int lowest() const noexcept { return is_signed ? -(1 << (bits() - 1)) : -zero; }
-  [[nodiscard]] constexpr int highest() const noexcept { return lowest() + (1 << bits()) - 1; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr int lowest() const noexcept { return is_signed ? -(1 << (bits() - 1)) : -zero; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr int highest() const noexcept { return lowest() + (1 << bits()) - 1; }
 };
 
 /// A table from code to value, for formats whose values are not evenly spaced. Empty means value = code - zero.
 struct codebook {
   unsigned size = 0;
   std::array<float, 16> values{};
-  [[nodiscard]] constexpr bool present() const noexcept { return size != 0; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool present() const noexcept { return size != 0; }
   /// All values are integers that fit in eight signed bits: integer kernels can look them up.
   [[nodiscard]] constexpr bool fits_int8() const noexcept {
     for (unsigned i = 0; i < size; ++i)
@@ -136,15 +136,15 @@ struct format_spec {
   number element = number::none; ///< a plain float format: the weight itself, no codes
   unsigned unused_bits = 0;      ///< padding, said so that a forgotten bit is noticed
 
-  [[nodiscard]] constexpr bool is_float() const noexcept { return element != number::none; }
-  [[nodiscard]] constexpr unsigned sub_block() const noexcept { return sub != 0 ? sub : block; }
-  [[nodiscard]] constexpr unsigned sub_blocks() const noexcept { return block / sub_block(); }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool is_float() const noexcept { return element != number::none; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr unsigned sub_block() const noexcept { return sub != 0 ? sub : block; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr unsigned sub_blocks() const noexcept { return block / sub_block(); }
   [[nodiscard]] constexpr unsigned levels() const noexcept { return values.present() ? values.size : 1u << codes.bits(); }
   /// Bits per weight, scales and padding included.
   [[nodiscard]] constexpr double bits_per_weight() const noexcept { return 8.0 * bytes / block; }
   /// Blocks of a row of `cols` weights; the last may be ragged and is stored whole.
-  [[nodiscard]] constexpr std::size_t row_blocks(std::size_t cols) const noexcept { return ceil_div(cols, block); }
-  [[nodiscard]] constexpr std::size_t row_bytes(std::size_t cols) const noexcept { return row_blocks(cols) * bytes; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t row_blocks(std::size_t cols) const noexcept { return ceil_div(cols, block); }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t row_bytes(std::size_t cols) const noexcept { return row_blocks(cols) * bytes; }
 };
 
 /// A type that is a format.

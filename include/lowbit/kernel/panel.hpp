@@ -1,0 +1,180 @@
+// The run layout: panels of 16 rows, interleaved so that one 64-byte vector holds 16 rows x 4 consecutive weights of each.
+//
+// Such a vector is a *step*. Eight steps are a *slab*: 32 weights of 16 rows, exactly bits x 64 bytes, stored as planes of 4, 2 and 1
+// bit (3 = 2+1, 5 = 4+1, 6 = 4+2, 7 = 4+2+1, low plane first; 8 is one plane of signed bytes). In a plane of w bits, byte lane L of
+// vector v holds steps v*(8/w) + n at bits w*n, so a step takes one shift and one mask. Sub-blocks are padded to whole steps.
+// The 16 rows' scales, minima, zero-points and sub-scales lie before their codes. Blocks are stored in *units*: the fewest blocks
+// whose headers end on a cache line and whose codes end on a slab:  unit = [header]*blocks_per_unit, [slab]*slabs_per_unit.
+// The same bytes serve 128-, 256- and 512-bit registers.
+#pragma once
+
+#include <lowbit/format/spec.hpp>
+
+namespace lowbit::kernel {
+
+inline constexpr std::size_t panel_rows = 16;
+inline constexpr std::size_t step_weights = 4;   ///< of each row
+inline constexpr std::size_t step_bytes = 64;
+inline constexpr std::size_t slab_steps = 8;
+
+/// What a code in a panel becomes before it is scaled.
+enum class level_kind : std::uint8_t {
+  unsigned_code,  ///< code - zero, code below 128
+  signed_byte,    ///< the same for 8 bits, stored as code - 128 or two's complement
+  table_int8,     ///< a table of at most 16 signed bytes
+  table_float,    ///< a table of at most 16 floats: no integer products
+  plain           ///< a float weight
+};
+
+/// How the two-level scales of a panel are stored.
+enum class sub_kind : std::uint8_t {
+  none,
+  nibbles,      ///< sub-scale | sub-minimum << 4
+  scales,       ///< a signed byte
+  scales_minima ///< a signed byte and an unsigned byte
+};
+
+/// How the ends of sub-blocks fall on slabs: on every few slabs, in the middle and at the end of each, or anywhere.
+enum class stepping : std::uint8_t { slabs, half_slabs, steps };
+
+/// The part of a layout that kernels are compiled for. Formats that share it share their kernels: q4_0, s4_g128 and u4_g40 differ in
+/// numbers that are read at run time.
+struct code_shape {
+  level_kind level{};
+  unsigned bits = 0;
+  number scale{};        ///< of a plain format: the weights' type
+  bool minimum = false;
+  sub_kind sub{};
+  stepping step{};
+
+  [[nodiscard]] constexpr std::uint32_t key() const noexcept {
+    return static_cast<std::uint32_t>(level) | bits << 4 | static_cast<std::uint32_t>(scale) << 8 |
+           static_cast<std::uint32_t>(minimum) << 12 | static_cast<std::uint32_t>(sub) << 16 | static_cast<std::uint32_t>(step) << 20;
+  }
+  static constexpr code_shape from_key(std::uint32_t k) noexcept {
+    return {static_cast<level_kind>(k & 15), (k >> 4) & 15, static_cast<number>((k >> 8) & 15), ((k >> 12) & 1) != 0,
+            static_cast<sub_kind>((k >> 16) & 15), static_cast<stepping>((k >> 20) & 15)};
+  }
+  /// Whether products with int8 activations exist.
+  [[nodiscard]] constexpr bool has_int8() const noexcept { return level != level_kind::table_float && level != level_kind::plain; }
+};
+
+/// Everything the kernels need to know of a format, derived from its spec.
+struct panel_layout {
+  code_shape shape{};
+  std::size_t block = 1;          ///< weights of a block, as in the spec
+  std::size_t sub_block = 1;      ///< weights of a sub-block
+  std::size_t sub_blocks = 1;
+  std::size_t sub_steps = 1;      ///< steps of a sub-block, padding included
+  int zero = 0;                   ///< of a stored code, where zero_at is absent
+  bool stored_zero = false;       ///< each row has a zero-point of its own
+  int zero_bias = 0;              ///< what is taken from a stored zero-point (128 where codes are stored as signed bytes)
+  std::size_t minimum_at = 0, zero_at = 0, sub_scale_at = 0, sub_minimum_at = 0;  ///< in a header; the scale is at 0
+  std::size_t header_bytes = 0;
+  std::size_t blocks_per_unit = 1, slabs_per_unit = 1;
+  std::array<std::uint8_t, 16> table{};
+  std::array<float, 16> float_table{};
+
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t slab_bytes() const noexcept { return shape.bits * step_bytes; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t block_steps() const noexcept { return sub_steps * sub_blocks; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t unit_headers() const noexcept { return blocks_per_unit * header_bytes; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t unit_bytes() const noexcept { return unit_headers() + slabs_per_unit * slab_bytes(); }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t blocks(std::size_t cols) const noexcept { return ceil_div(cols, block); }
+  /// Weights of a row as the kernels see it: every sub-block padded to whole steps. For activations.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t padded_cols(std::size_t cols) const noexcept {
+    return shape.level == level_kind::plain ? cols : blocks(cols) * block_steps() * step_weights;
+  }
+  /// Bytes of one panel of rows of `cols` weights.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t panel_bytes(std::size_t cols) const noexcept {
+    if (shape.level == level_kind::plain) return round_up(cols * panel_rows * size_of(shape.scale), 64);
+    const std::size_t n = blocks(cols), whole = n / blocks_per_unit, rest = n % blocks_per_unit;
+    return whole * unit_bytes() + (rest != 0 ? unit_headers() + ceil_div(rest * block_steps(), slab_steps) * slab_bytes() : 0);
+  }
+  /// Where block b's header and its unit's codes begin, from the start of the panel.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t header_at(std::size_t b) const noexcept {
+    return b / blocks_per_unit * unit_bytes() + b % blocks_per_unit * header_bytes;
+  }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t codes_at(std::size_t b) const noexcept {
+    return b / blocks_per_unit * unit_bytes() + unit_headers();
+  }
+  /// The first step of block b within its unit's codes.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t first_step(std::size_t b) const noexcept { return b % blocks_per_unit * block_steps(); }
+};
+
+/// Panels of `rows` rows.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t panel_count(std::size_t rows) noexcept { return ceil_div(rows, panel_rows); }
+
+/// Derives the run layout of a format.
+constexpr panel_layout layout_of(const format_spec& s) noexcept {
+  panel_layout p{};
+  if (s.is_float()) {
+    p.shape = {level_kind::plain, 0, s.element, false, sub_kind::none, stepping::slabs};
+    return p;
+  }
+  p.block = s.block;
+  p.sub_block = s.sub_block();
+  p.sub_blocks = s.sub_blocks();
+  p.sub_steps = ceil_div(s.sub_block(), step_weights);
+  p.shape.bits = s.codes.bits();
+  p.shape.scale = s.scale.type;
+  p.shape.minimum = s.minimum.present();
+  if (s.values.present()) {
+    p.shape.level = s.values.fits_int8() ? level_kind::table_int8 : level_kind::table_float;
+    for (std::size_t i = 0; i < s.values.size; ++i) {
+      p.float_table[i] = s.values.values[i];
+      if (s.values.fits_int8()) p.table[i] = static_cast<std::uint8_t>(static_cast<int>(s.values.values[i]));
+    }
+  } else if (p.shape.bits == 8) {
+    p.shape.level = level_kind::signed_byte;
+    p.zero_bias = s.codes.is_signed ? 0 : 128;
+    p.zero = s.codes.zero - p.zero_bias;
+  } else {
+    p.shape.level = level_kind::unsigned_code;
+    p.zero = s.codes.is_signed ? 1 << (p.shape.bits - 1) : s.codes.zero;  // signed codes are stored with their top bit flipped
+  }
+  p.stored_zero = s.zero_point.present();
+  const bool small = s.sub_scale.present() && s.sub_minimum.present() && s.sub_scale.lowest() == 0 && s.sub_scale.highest() < 16 &&
+                     s.sub_minimum.lowest() == 0 && s.sub_minimum.highest() < 16;
+  p.shape.sub = !s.sub_scale.present() ? sub_kind::none : small ? sub_kind::nibbles
+                : s.sub_minimum.present() ? sub_kind::scales_minima : sub_kind::scales;
+  p.shape.step = p.sub_steps % slab_steps == 0 ? stepping::slabs
+                 : p.sub_steps == slab_steps / 2 && p.sub_blocks % 2 == 0 ? stepping::half_slabs : stepping::steps;
+
+  std::size_t at = panel_rows * size_of(s.scale.type);
+  const auto place = [&](bool present, std::size_t bytes) {
+    const std::size_t here = at;
+    if (present) at += bytes;
+    return here;
+  };
+  p.minimum_at = place(s.minimum.present(), panel_rows * size_of(s.minimum.type));
+  p.zero_at = place(p.stored_zero, panel_rows);
+  p.sub_scale_at = place(s.sub_scale.present(), panel_rows * p.sub_blocks);
+  p.sub_minimum_at = place(p.shape.sub == sub_kind::scales_minima, panel_rows * p.sub_blocks);
+  p.header_bytes = at;
+  while (p.blocks_per_unit * p.header_bytes % 64 != 0 || p.blocks_per_unit * p.block_steps() % slab_steps != 0) p.blocks_per_unit *= 2;
+  p.slabs_per_unit = p.blocks_per_unit * p.block_steps() / slab_steps;
+  return p;
+}
+
+/// The layout of a format, at compile time. Checks that the kernels can carry it.
+template <block_format F>
+struct layout_for {
+  static constexpr panel_layout value = layout_of(spec_of<F>);
+  static_assert(spec_of<F>.is_float() || !spec_of<F>.minimum.present() || spec_of<F>.minimum.type == spec_of<F>.scale.type,
+                "lowbit: a block's minimum is stored as its scale is");
+  static_assert(!spec_of<F>.sub_scale.present() || (spec_of<F>.sub_scale.lowest() >= -128 && spec_of<F>.sub_scale.highest() <= 127),
+                "lowbit: sub-scales fit in a signed byte");
+  static_assert(!spec_of<F>.sub_minimum.present() || spec_of<F>.minimum.present(), "lowbit: sub-minima multiply a minimum");
+};
+
+/// The planes that codes of a width are stored in, low bits first: how many bits each, 0 past the last.
+constexpr std::array<unsigned, 3> plane_widths(unsigned bits) noexcept {
+  std::array<unsigned, 3> w{};
+  if (bits == 8) return {8, 0, 0};
+  std::size_t n = 0;
+  for (unsigned width : {4u, 2u, 1u})
+    if (bits & width) w[n++] = width;
+  return w;
+}
+
+}  // namespace lowbit::kernel

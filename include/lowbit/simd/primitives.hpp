@@ -1,0 +1,139 @@
+// The operations that xsimd does not have, exactly specified, each with a portable definition that an instruction set may replace.
+//
+// Replacement works as in xsimd: an overload whose last parameter is requires_arch<Tag>, found by inheritance of the tags. Every
+// overload returns the same bits. The files included below hold one family of instruction sets each; there are no intrinsics
+// anywhere else in lowbit.
+#pragma once
+
+#include <lowbit/core/config.hpp>
+#include <lowbit/core/float16.hpp>
+#include <lowbit/simd/arch.hpp>
+
+#include <cstring>
+
+namespace lowbit::simd {
+
+template <class Tag>
+using requires_arch = xsimd::kernel::requires_arch<Tag>;
+
+namespace portable {
+template <class Arch, class B>
+LOWBIT_ALWAYS_INLINE auto spill(const B& b) noexcept {
+  struct { alignas(64) typename B::value_type lane[B::size]; } s;
+  b.store_aligned(s.lane);
+  return s;
+}
+}  // namespace portable
+
+// ---- dot4: per 32-bit lane, acc + the sum of four products of bytes -------------------------------------------------------------
+
+/// w holds 0 … 127, x holds -127 … 127. Every architecture returns the exact integer.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::generic>) noexcept {
+  // Bytes of a 32-bit lane, sign- or zero-extended by shifts: what any instruction set can do.
+  const auto wi = xsimd::bitwise_cast<std::int32_t>(w), xi = xsimd::bitwise_cast<std::int32_t>(x);
+  for (int k = 0; k < 4; ++k) acc += ((wi >> (8 * k)) & 0xff) * ((xi << (24 - 8 * k)) >> 24);
+  return acc;
+}
+
+/// w holds -128 … 127, x holds -127 … 127.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arch> acc, batch<std::int8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::generic>) noexcept {
+  const auto wi = xsimd::bitwise_cast<std::int32_t>(w), xi = xsimd::bitwise_cast<std::int32_t>(x);
+  for (int k = 0; k < 4; ++k) acc += ((wi << (24 - 8 * k)) >> 24) * ((xi << (24 - 8 * k)) >> 24);
+  return acc;
+}
+
+/// Architectures whose u8 x s8 dot is exact for w up to 255: signed weights are then fed as w + 128, and the kernel takes 128 * sum(x)
+/// away together with its zero-point.
+template <class Arch>
+inline constexpr bool exact_u8s8 = false;
+
+// ---- lookup16 -------------------------------------------------------------------------------------------------------------------
+
+/// table[index] for each byte; index holds 0 … 15.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> lookup16(batch<std::uint8_t, Arch> index, const std::uint8_t* table,
+                                                        requires_arch<xsimd::generic>) noexcept {
+  auto s = portable::spill<Arch>(index);
+  for (auto& lane : s.lane) lane = table[lane & 15u];
+  return batch<std::uint8_t, Arch>::load_aligned(s.lane);
+}
+
+/// table[index] for each 32-bit lane; index holds 0 … 15.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup16(batch<std::int32_t, Arch> index, const float* table,
+                                                 requires_arch<xsimd::generic>) noexcept {
+  const auto s = portable::spill<Arch>(index);
+  alignas(64) float out[lanes<Arch>];
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = table[s.lane[i] & 15];
+  return batch<float, Arch>::load_aligned(out);
+}
+
+// ---- loads that widen -----------------------------------------------------------------------------------------------------------
+
+/// As many bytes as there are 32-bit lanes, zero- or sign-extended.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint8_t* p, requires_arch<xsimd::generic>) noexcept {
+  alignas(64) std::int32_t out[lanes<Arch>];
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = p[i];
+  return batch<std::int32_t, Arch>::load_aligned(out);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::int8_t* p, requires_arch<xsimd::generic>) noexcept {
+  alignas(64) std::int32_t out[lanes<Arch>];
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = p[i];
+  return batch<std::int32_t, Arch>::load_aligned(out);
+}
+/// 16-bit units, zero-extended.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t* p, requires_arch<xsimd::generic>) noexcept {
+  alignas(64) std::int32_t out[lanes<Arch>];
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = p[i];
+  return batch<std::int32_t, Arch>::load_aligned(out);
+}
+
+/// binary16 to float, exactly (signalling NaNs may become quiet).
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, requires_arch<xsimd::generic>) noexcept {
+  alignas(64) float out[lanes<Arch>];
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = to_float(f16{p[i]});
+  return batch<float, Arch>::load_aligned(out);
+}
+
+/// The low bytes of 32-bit lanes (each within -128 … 127), side by side.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::generic>) noexcept {
+  const auto s = portable::spill<Arch>(v);
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) p[i] = static_cast<std::int8_t>(s.lane[i]);
+}
+
+// ---- rounding -------------------------------------------------------------------------------------------------------------------
+
+/// a * b rounded to float before anything is added to it. Compilers fuse a product with a following sum where the instruction set
+/// allows it; the same bits on every architecture need that they do not.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, batch<float, Arch> b,
+                                                        requires_arch<xsimd::generic>) noexcept {
+  auto p = a * b;
+#if defined(__aarch64__)
+  asm("" : "+w"(p.data));
+#else
+  asm("" : "+m"(p));
+#endif
+  return p;
+}
+
+}  // namespace lowbit::simd
+
+#if XSIMD_WITH_SSE2
+#include <lowbit/simd/x86_sse.hpp>
+#endif
+#if XSIMD_WITH_AVX2
+#include <lowbit/simd/x86_avx2.hpp>
+#endif
+#if XSIMD_WITH_AVX512BW
+#include <lowbit/simd/x86_avx512.hpp>
+#endif

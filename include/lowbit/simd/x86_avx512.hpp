@@ -1,0 +1,75 @@
+// 512-bit x86: AVX-512 with BW, and VNNI.
+#pragma once
+
+#include <lowbit/simd/primitives.hpp>
+
+namespace lowbit::simd {
+
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, batch<float, Arch> b,
+                                                        requires_arch<xsimd::avx512f>) noexcept {
+  __m512 p = _mm512_mul_ps(a, b);
+  asm("" : "+v"(p));
+  return p;
+}
+
+// Saturation: see the 128-bit forms.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::avx512bw>) noexcept {
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(w, x), _mm512_set1_epi16(1)));
+}
+// AVX-512 lost vpsignb: negate x under the mask of w's signs (a zero w contributes nothing either way).
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arch> acc, batch<std::int8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::avx512bw>) noexcept {
+  const __m512i signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+  return _mm512_add_epi32(
+      acc, _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_x), _mm512_set1_epi16(1)));
+}
+
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> lookup16(batch<std::uint8_t, Arch> index, const std::uint8_t* table,
+                                                        requires_arch<xsimd::avx512bw>) noexcept {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))), index);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup16(batch<std::int32_t, Arch> index, const float* table,
+                                                 requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+}
+
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint8_t* p, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::int8_t* p, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t* p, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+}
+
+#if XSIMD_WITH_AVX512VNNI_AVX512BW
+template <class Base>
+inline constexpr bool exact_u8s8<xsimd::avx512vnni<Base>> = true;
+
+// vpdpbusd does not saturate, and multiplies all of 0 … 255. The tag's parameter differs between versions of xsimd.
+template <class Arch, class Base>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, const xsimd::avx512vnni<Base>&) noexcept {
+  return _mm512_dpbusd_epi32(acc, w, x);
+}
+#endif
+
+}  // namespace lowbit::simd

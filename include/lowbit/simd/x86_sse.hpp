@@ -1,0 +1,65 @@
+// 128-bit x86: SSE2, and the byte operations that came with SSSE3 and SSE4.1.
+#pragma once
+
+#include <lowbit/simd/primitives.hpp>
+
+namespace lowbit::simd {
+
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, batch<float, Arch> b,
+                                                        requires_arch<xsimd::sse2>) noexcept {
+  __m128 p = _mm_mul_ps(a, b);
+  asm("" : "+x"(p));
+  return p;
+}
+
+// SSE2 has no byte multiply: widen to 16 bits, where 127 * 127 fits and pmaddwd sums pairs into 32 bits.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arch> acc, batch<std::int8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::sse2>) noexcept {
+  const __m128i w_even = _mm_srai_epi16(_mm_slli_epi16(w, 8), 8), w_odd = _mm_srai_epi16(w, 8);
+  const __m128i x_even = _mm_srai_epi16(_mm_slli_epi16(x, 8), 8), x_odd = _mm_srai_epi16(x, 8);
+  return _mm_add_epi32(acc, _mm_add_epi32(_mm_madd_epi16(w_even, x_even), _mm_madd_epi16(w_odd, x_odd)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::sse2>) noexcept {
+  return dot4_s8s8<Arch>(acc, xsimd::bitwise_cast<std::int8_t>(w), x, requires_arch<xsimd::sse2>{});
+}
+
+#if XSIMD_WITH_SSSE3
+// pmaddubsw sums two products with saturation at 32,767; 2 * 127 * 127 = 32,258 stays below.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::ssse3>) noexcept {
+  return _mm_add_epi32(acc, _mm_madd_epi16(_mm_maddubs_epi16(w, x), _mm_set1_epi16(1)));
+}
+// |w| * (x with w's sign): 2 * 128 * 127 = 32,512 stays below the saturation too.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arch> acc, batch<std::int8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<xsimd::ssse3>) noexcept {
+  return _mm_add_epi32(acc, _mm_madd_epi16(_mm_maddubs_epi16(_mm_abs_epi8(w), _mm_sign_epi8(x, w)), _mm_set1_epi16(1)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> lookup16(batch<std::uint8_t, Arch> index, const std::uint8_t* table,
+                                                        requires_arch<xsimd::ssse3>) noexcept {
+  return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), index);
+}
+#endif
+
+#if XSIMD_WITH_SSE4_1
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint8_t* p, requires_arch<xsimd::sse4_1>) noexcept {
+  return _mm_cvtepu8_epi32(_mm_loadu_si32(p));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::int8_t* p, requires_arch<xsimd::sse4_1>) noexcept {
+  return _mm_cvtepi8_epi32(_mm_loadu_si32(p));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t* p, requires_arch<xsimd::sse4_1>) noexcept {
+  return _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+#endif
+
+}  // namespace lowbit::simd
