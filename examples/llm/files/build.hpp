@@ -1,0 +1,20 @@
+// From a checkpoint to a model that runs.
+#pragma once
+
+#include "../engine/llama.hpp"
+#include "checkpoint.hpp"
+
+namespace llm {
+
+/// Gives the weights of a tensor: as stored, or changed on the way.
+using weight_source = std::function<lowbit::result<weights>(const tensor&)>;
+
+/// The weights as the file has them.
+lowbit::result<weights> stored(const tensor& t);
+/// The weights as float32: the reference that formats are compared with.
+lowbit::result<weights> as_float32(const tensor& t);
+
+/// Builds the model; fails where a tensor is missing, unknown, of another shape than the configuration says, or not finite.
+lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads);
+
+}  // namespace llm
