@@ -68,7 +68,7 @@ struct panel_layout {
   std::size_t sub_steps = 1;      ///< steps of a sub-block, padding included
   int zero = 0;                   ///< of a stored code, where zero_at is absent
   bool stored_zero = false;       ///< each row has a zero-point of its own
-  int zero_bias = 0;              ///< what is taken from a stored zero-point (128 where codes are stored as signed bytes)
+  int zero_bias = 0;              ///< less than a row's own zero-point: 128 where unsigned codes are stored as signed bytes
   std::size_t minimum_at = 0, zero_at = 0, sub_scale_at = 0, sub_minimum_at = 0;  ///< in a header; the scale is at 0
   std::size_t header_bytes = 0;
   std::size_t blocks_per_unit = 1, slabs_per_unit = 1;

@@ -91,7 +91,9 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::int8_t* p
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t* p, requires_arch<xsimd::generic>) noexcept {
   alignas(64) std::int32_t out[lanes<Arch>];
-  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = p[i];
+  std::uint16_t units[lanes<Arch>];
+  std::memcpy(units, p, sizeof units);  // the bytes may be of another type
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = units[i];
   return batch<std::int32_t, Arch>::load_aligned(out);
 }
 
@@ -99,7 +101,9 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t*
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, requires_arch<xsimd::generic>) noexcept {
   alignas(64) float out[lanes<Arch>];
-  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = to_float(f16{p[i]});
+  std::uint16_t units[lanes<Arch>];
+  std::memcpy(units, p, sizeof units);
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = to_float(f16{units[i]});
   return batch<float, Arch>::load_aligned(out);
 }
 

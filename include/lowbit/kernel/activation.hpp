@@ -1,0 +1,132 @@
+// Activations laid out for the kernels: tiles of tokens, within a tile [step][token], so that a product takes them as broadcasts.
+//
+// Integer path: each block of a token (the weights' block) gets a scale of its own, x ~ scale * q with q = x * 127 / max|x| rounded to
+// nearest even, and the sum of q over every sub-block, with which zero-points and minima cost one multiply-add a block. Exact path:
+// floats, with float sums where minima need them. A tile has `tile_tokens` columns; a last tile of one token has one column.
+#pragma once
+
+#include <lowbit/kernel/panel.hpp>
+#include <lowbit/simd/primitives.hpp>
+
+namespace lowbit::kernel {
+
+/// Tokens that a kernel holds in registers at once.
+template <class Arch>
+inline constexpr std::size_t tile_tokens = simd::includes<Arch, xsimd::avx512f> ? 6 : 4;
+
+/// Where prepared activations lie; sizes by activation_bytes.
+struct activation_buffers {
+  std::int32_t* words = nullptr;  ///< [tile][step][token], four int8 each
+  float* floats = nullptr;        ///< [tile][padded column][token] (exact path; in the place of words)
+  float* scales = nullptr;        ///< [tile][block][token]
+  std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
+  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums)
+};
+
+struct activation_args {
+  const panel_layout* layout;
+  const float* x;               ///< [tokens, cols]
+  std::size_t x_stride;
+  std::size_t tokens, cols;
+  std::size_t tile_begin, tile_end;
+  activation_buffers out;
+};
+
+/// The columns of a tile: one for a single last token, else all.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::size_t tokens, std::size_t full) noexcept {
+  return tokens - tile * full == 1 ? 1 : full;
+}
+
+template <class Arch>
+void quantise_activations(const activation_args& a) noexcept {
+  constexpr std::size_t full = tile_tokens<Arch>, n = simd::lanes<Arch>;
+  using floats = simd::batch<float, Arch>;
+  const panel_layout& p = *a.layout;
+  const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks, steps = blocks * p.block_steps();
+  for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
+    const std::size_t width = tile_width(tile, a.tokens, full);
+    std::int32_t* const words = a.out.words + tile * full * steps;
+    float* const scales = a.out.scales + tile * full * blocks;
+    std::int32_t* const sums = a.out.sums + tile * full * subs;
+    for (std::size_t t = 0; t < width; ++t) {
+      const std::size_t token = tile * full + t;
+      const bool present = token < a.tokens;
+      const float* const x = a.x + (present ? token : 0) * a.x_stride;
+      for (std::size_t b = 0; b < blocks; ++b) {
+        const std::size_t begin = b * p.block, end = !present ? begin : begin + p.block < a.cols ? begin + p.block : a.cols;
+        floats most(0.0f);
+        std::size_t c = begin;
+        for (; c + n <= end; c += n) most = xsimd::max(most, xsimd::abs(floats::load_unaligned(x + c)));
+        float largest = xsimd::reduce_max(most);
+        for (; c < end; ++c) {
+          const float v = x[c] < 0 ? -x[c] : x[c];
+          largest = v > largest ? v : largest;
+        }
+        scales[b * width + t] = largest / 127.0f;
+        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        for (std::size_t j = 0; j < p.sub_blocks; ++j) {
+          const std::size_t from = begin + j * p.sub_block;
+          const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;
+          std::int32_t sum = 0;
+          std::size_t k = from;
+          std::int32_t* word = words + (b * p.block_steps() + j * p.sub_steps) * width + t;
+          for (std::size_t step = 0; step < p.sub_steps; step += n / step_weights) {
+            // n values at a time; past the end they are zero.
+            alignas(64) float values[n];
+            floats v;
+            if (k + n <= stop) {
+              v = floats::load_unaligned(x + k);
+            } else {
+              for (std::size_t i = 0; i < n; ++i) values[i] = k + i < stop ? x[k + i] : 0.0f;
+              v = floats::load_aligned(values);
+            }
+            k += n;
+            const auto q = xsimd::nearbyint_as_int(floats(v * floats(inverse)));
+            sum += xsimd::reduce_add(q);
+            alignas(64) std::int8_t narrow[n];
+            simd::store_narrowed<Arch>(narrow, q, Arch{});
+            for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width)
+              std::memcpy(word, narrow + i * step_weights, step_weights);
+          }
+          sums[(b * p.sub_blocks + j) * width + t] = sum;
+        }
+      }
+    }
+  }
+}
+
+template <class Arch>
+void copy_activations(const activation_args& a) noexcept {
+  constexpr std::size_t full = tile_tokens<Arch>;
+  const panel_layout& p = *a.layout;
+  const bool plain = p.shape.level == level_kind::plain;
+  const std::size_t padded = p.padded_cols(a.cols);
+  const std::size_t subs = plain ? 0 : p.blocks(a.cols) * p.sub_blocks;
+  for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
+    const std::size_t width = tile_width(tile, a.tokens, full);
+    float* const floats = a.out.floats + tile * full * padded;
+    for (std::size_t t = 0; t < width; ++t) {
+      const std::size_t token = tile * full + t;
+      const bool present = token < a.tokens;
+      const float* const x = a.x + (present ? token : 0) * a.x_stride;
+      if (plain) {
+        for (std::size_t c = 0; c < a.cols; ++c) floats[c * width + t] = present ? x[c] : 0.0f;
+        continue;
+      }
+      float* const sums = a.out.float_sums + tile * full * subs;
+      const std::size_t sub_padded = p.sub_steps * step_weights;
+      for (std::size_t j = 0; j < subs; ++j) {
+        float sum = 0.0f;
+        for (std::size_t i = 0; i < sub_padded; ++i) {
+          const std::size_t c = j * p.sub_block + i;
+          const float v = present && i < p.sub_block && c < a.cols ? x[c] : 0.0f;
+          floats[(j * sub_padded + i) * width + t] = v;
+          sum += v;
+        }
+        sums[j * width + t] = sum;
+      }
+    }
+  }
+}
+
+}  // namespace lowbit::kernel

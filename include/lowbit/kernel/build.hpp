@@ -1,0 +1,196 @@
+// From the exchange layout to panels, and one row of a panel back to floats.
+#pragma once
+
+#include <lowbit/kernel/exchange.hpp>
+#include <lowbit/kernel/panel.hpp>
+
+namespace lowbit::kernel {
+
+/// Builds panels [panel_begin, panel_end) of a [rows, cols] matrix.
+struct build_args {
+  const format_spec* spec;
+  const panel_layout* layout;
+  const std::uint8_t* blocks;   ///< exchange layout
+  std::size_t row_bytes;        ///< from one row of blocks to the next
+  std::size_t rows, cols;
+  std::size_t panel_begin, panel_end;
+  std::uint8_t* panels;         ///< zeroed; panel p is at p * layout->panel_bytes(cols)
+  std::uint8_t* scratch;        ///< build_scratch_bytes(*layout); one for each thread
+};
+
+/// Bytes of scratch that build_panels needs: the codes of one unit of 16 rows.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t build_scratch_bytes(const panel_layout& p) noexcept {
+  return panel_rows * p.slabs_per_unit * slab_steps * step_weights;
+}
+
+namespace detail {
+
+/// Packs eight steps (64 bytes each, codes of `bits` bits) into a slab.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void pack_slab(const std::uint8_t* steps, unsigned bits, std::uint8_t* slab) noexcept {
+  using bytes = simd::batch<std::uint8_t, Arch>;
+  if (bits == 8) {
+    std::memcpy(slab, steps, slab_steps * step_bytes);
+    return;
+  }
+  unsigned from = 0;  // the plane's place in the code
+  for (unsigned width = 4; width != 0; width /= 2) {
+    if ((bits & width) == 0) continue;
+    const unsigned per_vector = 8 / width;
+    const bytes mask(static_cast<std::uint8_t>((1u << width) - 1));
+    for (std::size_t v = 0; v < width; ++v, slab += step_bytes) {
+      for (std::size_t lane = 0; lane < step_bytes; lane += bytes::size) {
+        bytes packed(std::uint8_t{0});
+        for (unsigned n = 0; n < per_vector; ++n) {
+          const auto step = bytes::load_unaligned(steps + (v * per_vector + n) * step_bytes + lane);
+          const auto code = shift_bytes(step, static_cast<int>(from)) & mask;
+          packed |= shift_bytes(code, -static_cast<int>(n * width));
+        }
+        packed.store_unaligned(slab + lane);
+      }
+    }
+    from += width;
+  }
+}
+
+/// The fields of one row's block, at row `r` of a panel's header.
+LOWBIT_ALWAYS_INLINE void build_header(const format_spec& s, const panel_layout& p, const std::uint8_t* block, std::size_t r,
+                                       std::uint8_t* header) noexcept {
+  const unsigned scale_bytes = size_of(s.scale.type);
+  std::memcpy(header + r * scale_bytes, block + s.scale.at, scale_bytes);
+  if (s.minimum.present()) std::memcpy(header + p.minimum_at + r * scale_bytes, block + s.minimum.at, scale_bytes);
+  if (p.stored_zero) header[p.zero_at + r] = static_cast<std::uint8_t>(zero_point_of(s, block));
+  if (p.shape.sub == sub_kind::none) return;
+  for (std::size_t j = 0; j < p.sub_blocks; ++j) {
+    const auto scale = static_cast<unsigned>(s.sub_scale.value(s.sub_scale.raw(block, j)));
+    const auto minimum = static_cast<unsigned>(s.sub_minimum.value(s.sub_minimum.raw(block, j)));
+    std::uint8_t* const at = header + p.sub_scale_at + j * panel_rows + r;
+    if (p.shape.sub == sub_kind::nibbles) *at = static_cast<std::uint8_t>(scale | minimum << 4);
+    else *at = static_cast<std::uint8_t>(scale);
+    if (p.shape.sub == sub_kind::scales_minima) header[p.sub_minimum_at + j * panel_rows + r] = static_cast<std::uint8_t>(minimum);
+  }
+}
+
+}  // namespace detail
+
+template <class Arch>
+void build_plain_panels(const build_args& a) noexcept {
+  const std::size_t size = size_of(a.spec->element), panel_bytes = a.layout->panel_bytes(a.cols);
+  for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+    std::uint8_t* const out = a.panels + panel * panel_bytes;
+    for (std::size_t r = 0; r < panel_rows && panel * panel_rows + r < a.rows; ++r) {
+      const std::uint8_t* const row = a.blocks + (panel * panel_rows + r) * a.row_bytes;
+      for (std::size_t c = 0; c < a.cols; ++c) std::memcpy(out + (c * panel_rows + r) * size, row + c * size, size);
+    }
+  }
+}
+
+template <class Arch>
+void build_panels(const build_args& a) noexcept {
+  const format_spec& s = *a.spec;
+  const panel_layout& p = *a.layout;
+  if (p.shape.level == level_kind::plain) return build_plain_panels<Arch>(a);
+  const std::size_t blocks = p.blocks(a.cols), panel_bytes = p.panel_bytes(a.cols);
+  const std::size_t block_codes = p.block_steps() * step_weights, unit_codes = p.slabs_per_unit * slab_steps * step_weights;
+  const bool padded = p.sub_steps * step_weights != p.sub_block;
+  // Codes are kept unsigned below 8 bits, signed at 8.
+  const bool flip = p.shape.level == level_kind::signed_byte ? !s.codes.is_signed : s.codes.is_signed;
+  const auto flip_bit = static_cast<std::uint8_t>(flip ? 1u << (p.shape.bits - 1) : 0u);
+
+  for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+    std::uint8_t* const out = a.panels + panel * panel_bytes;
+    const std::size_t rows = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
+    for (std::size_t first = 0; first < blocks; first += p.blocks_per_unit) {
+      const std::size_t count = blocks - first < p.blocks_per_unit ? blocks - first : p.blocks_per_unit;
+      std::memset(a.scratch, 0, panel_rows * unit_codes);
+      for (std::size_t r = 0; r < rows; ++r) {
+        const std::uint8_t* block = a.blocks + (panel * panel_rows + r) * a.row_bytes + first * s.bytes;
+        for (std::size_t b = 0; b < count; ++b, block += s.bytes) {
+          detail::build_header(s, p, block, r, out + p.header_at(first + b));
+          std::uint8_t* const codes = a.scratch + r * unit_codes + b * block_codes;
+          for (std::size_t i = 0; i < s.block; i += piece) {
+            const std::size_t n = s.block - i < piece ? s.block - i : piece;
+            std::uint8_t buffer[piece];
+            std::uint8_t* const to = padded ? buffer : codes + i;
+            unpack_codes<Arch>(s, block, i, n, to);
+            if (flip_bit != 0)
+              for (std::size_t k = 0; k < n; ++k) to[k] ^= flip_bit;
+            if (padded)
+              for (std::size_t k = 0; k < n; ++k)
+                codes[(i + k) / p.sub_block * (p.sub_steps * step_weights) + (i + k) % p.sub_block] = buffer[k];
+          }
+        }
+      }
+      const std::size_t slabs = ceil_div(count * p.block_steps(), slab_steps);
+      std::uint8_t* slab = out + p.codes_at(first);
+      for (std::size_t i = 0; i < slabs; ++i, slab += p.slab_bytes()) {
+        alignas(64) std::uint8_t steps[slab_steps * step_bytes];
+        for (std::size_t r = 0; r < panel_rows; ++r) {
+          const std::uint8_t* const from = a.scratch + r * unit_codes + i * slab_steps * step_weights;
+          for (std::size_t k = 0; k < slab_steps; ++k)
+            std::memcpy(steps + k * step_bytes + r * step_weights, from + k * step_weights, step_weights);
+        }
+        detail::pack_slab<Arch>(steps, p.shape.bits, slab);
+      }
+    }
+  }
+}
+
+/// The stored code of (row r of the panel, step k of a unit's codes, weight w of the step).
+LOWBIT_ALWAYS_INLINE unsigned panel_code(const std::uint8_t* unit_codes, unsigned bits, std::size_t step, std::size_t r,
+                                         std::size_t w) noexcept {
+  const std::uint8_t* slab = unit_codes + step / slab_steps * bits * step_bytes;
+  const std::size_t in_slab = step % slab_steps, lane = r * step_weights + w;
+  if (bits == 8) return slab[in_slab * step_bytes + lane];
+  unsigned code = 0, from = 0;
+  for (unsigned width = 4; width != 0; width /= 2) {
+    if ((bits & width) == 0) continue;
+    const std::size_t per_vector = 8 / width;
+    code |= ((slab[in_slab / per_vector * step_bytes + lane] >> (in_slab % per_vector * width)) & ((1u << width) - 1)) << from;
+    slab += width * step_bytes;
+    from += width;
+  }
+  return code;
+}
+
+/// One row of weights out of its panel as floats: the codec's values. For embeddings and tests, not for products.
+template <class Arch>
+void read_panel_row(const panel_layout& p, const std::uint8_t* panel, std::size_t r, std::size_t cols, float* out) noexcept {
+  if (p.shape.level == level_kind::plain) {
+    const std::size_t size = size_of(p.shape.scale);
+    for (std::size_t c = 0; c < cols; ++c) out[c] = read_scalar({p.shape.scale, 0}, panel + (c * panel_rows + r) * size);
+    return;
+  }
+  const unsigned scale_bytes = size_of(p.shape.scale);
+  for (std::size_t b = 0, c = 0; c < cols; ++b) {
+    const std::uint8_t* const header = panel + p.header_at(b);
+    const std::uint8_t* const codes = panel + p.codes_at(b);
+    const float scale = read_scalar({p.shape.scale, 0}, header + r * scale_bytes);
+    const float minimum = p.shape.minimum ? read_scalar({p.shape.scale, 0}, header + p.minimum_at + r * scale_bytes) : 0.0f;
+    const int zero = p.stored_zero ? header[p.zero_at + r] - p.zero_bias : p.zero;
+    for (std::size_t j = 0; j < p.sub_blocks && c < cols; ++j) {
+      affine a{scale, minimum};
+      if (p.shape.sub != sub_kind::none) {
+        const std::uint8_t sub = header[p.sub_scale_at + j * panel_rows + r];
+        const int factor = p.shape.sub == sub_kind::nibbles ? sub & 15 : static_cast<std::int8_t>(sub);
+        a.scale = rounded_product(scale, static_cast<float>(factor));
+        if (p.shape.minimum) {
+          const int less = p.shape.sub == sub_kind::nibbles ? sub >> 4 : header[p.sub_minimum_at + j * panel_rows + r];
+          a.offset = -rounded_product(minimum, static_cast<float>(less));
+        }
+      }
+      for (std::size_t i = 0; i < p.sub_block && c < cols; ++i, ++c) {
+        const std::size_t step = p.first_step(b) + j * p.sub_steps + i / step_weights;
+        const unsigned code = panel_code(codes, p.shape.bits, step, r, i % step_weights);
+        float level;
+        if (p.shape.level == level_kind::unsigned_code) level = static_cast<float>(static_cast<int>(code) - zero);
+        else if (p.shape.level == level_kind::signed_byte) level = static_cast<float>(static_cast<std::int8_t>(code) - zero);
+        else level = (&p.float_table[0])[code & 15];
+        const float v = rounded_product(a.scale, level);
+        out[c] = p.shape.minimum ? v + a.offset : v;
+      }
+    }
+  }
+}
+
+}  // namespace lowbit::kernel

@@ -1,0 +1,75 @@
+// The kernels of one instruction set as a table of functions: what run-time dispatch chooses between.
+//
+// Only the products depend on a format at compile time, and only on its code_shape; a unit holds one pair for each shape.
+#pragma once
+
+#include <lowbit/kernel/build.hpp>
+#include <lowbit/kernel/multiply.hpp>
+
+namespace lowbit::kernel {
+
+/// The products of one code_shape.
+struct products {
+  std::uint32_t key;
+  void (*int8)(const multiply_args&) noexcept;   ///< null where the shape has no integer path
+  void (*exact)(const multiply_args&) noexcept;
+};
+
+/// All kernels of one instruction set.
+struct unit {
+  const char* name;              ///< as xsimd names it
+  std::size_t tile_tokens;
+  void (*unpack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::uint8_t*) noexcept;
+  void (*pack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::uint8_t*) noexcept;
+  void (*dequantise_row)(const format_spec&, const std::uint8_t*, std::size_t, float*) noexcept;
+  void (*build_panels)(const build_args&) noexcept;
+  void (*read_panel_row)(const panel_layout&, const std::uint8_t*, std::size_t, std::size_t, float*) noexcept;
+  void (*quantise_activations)(const activation_args&) noexcept;
+  void (*copy_activations)(const activation_args&) noexcept;
+  const products* shapes;
+  std::size_t shape_count;
+
+  /// The products of a shape, or null where this unit was not compiled for it.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE const products* find(code_shape shape) const noexcept {
+    for (std::size_t i = 0; i < shape_count; ++i)
+      if (shapes[i].key == shape.key()) return shapes + i;
+    return nullptr;
+  }
+};
+
+namespace detail {
+template <std::uint32_t... K>
+struct keys {};
+
+template <class Known, std::uint32_t... K>
+struct unique_keys;
+template <std::uint32_t... Known>
+struct unique_keys<keys<Known...>> { using type = keys<Known...>; };
+template <std::uint32_t... Known, std::uint32_t K, std::uint32_t... Rest>
+struct unique_keys<keys<Known...>, K, Rest...>
+    : std::conditional_t<((K == Known) || ...), unique_keys<keys<Known...>, Rest...>, unique_keys<keys<Known..., K>, Rest...>> {};
+
+template <std::uint32_t Key, class Arch>
+constexpr products products_of() noexcept {
+  if constexpr (code_shape::from_key(Key).has_int8()) return {Key, &multiply<Key, Arch, false>, &multiply<Key, Arch, true>};
+  else return {Key, nullptr, &multiply<Key, Arch, true>};
+}
+
+template <class Arch, class Keys>
+struct product_table;
+template <class Arch, std::uint32_t... K>
+struct product_table<Arch, keys<K...>> {
+  static constexpr products entries[] = {products_of<K, Arch>()...};
+};
+}  // namespace detail
+
+/// The kernels of an instruction set for some formats. Instantiate it in a translation unit compiled for that instruction set.
+template <class Arch, block_format... F>
+constexpr unit unit_for() noexcept {
+  using keys = typename detail::unique_keys<detail::keys<>, layout_for<F>::value.shape.key()...>::type;
+  using table = detail::product_table<Arch, keys>;
+  return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
+          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, table::entries, std::size(table::entries)};
+}
+
+}  // namespace lowbit::kernel
