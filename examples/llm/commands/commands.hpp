@@ -1,0 +1,29 @@
+// The subcommands of `lowbit`. Each adds itself to the command line and says what to run when it was chosen.
+#pragma once
+
+#include <lowbit/core/error.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+#include <string>
+
+namespace llm {
+
+/// What every subcommand takes.
+struct common_options {
+  std::size_t threads = 0;  ///< 0: as many as the machine has
+  bool json = false;        ///< one JSON value on standard output instead of text
+  std::string tokeniser;    ///< for llama2.c's checkpoints: the tokenizer's file
+};
+
+/// The chosen subcommand.
+using action = std::function<lowbit::status()>;
+
+void add_inspect(CLI::App& app, const common_options& common, action& chosen);
+void add_quantise(CLI::App& app, const common_options& common, action& chosen);
+void add_evaluate(CLI::App& app, const common_options& common, action& chosen);
+void add_generate(CLI::App& app, const common_options& common, action& chosen);
+void add_compare(CLI::App& app, const common_options& common, action& chosen);
+
+}  // namespace llm

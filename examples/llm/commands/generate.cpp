@@ -1,0 +1,97 @@
+// `lowbit generate MODEL --prompt TEXT`
+#include "../engine/sampler.hpp"
+#include "loading.hpp"
+
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <cstdio>
+
+namespace llm {
+namespace {
+
+struct options {
+  std::string model, prompt;
+  std::size_t tokens = 128;
+  sampling draw;
+  bool exact = false, special = false;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point t) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
+}
+
+lowbit::status run(const options& o, const common_options& common) {
+  if (const auto at = find_invalid_utf8(o.prompt))
+    return lowbit::failure{lowbit::errc::bad_value, "the prompt is not UTF-8 (byte " + std::to_string(*at) + ")"};
+  thread_pool threads{common.threads};
+  auto loaded = load_model(o.model, common, threads);
+  if (!loaded) return std::move(loaded).error();
+  const tokeniser& words = loaded->words;
+  const vocabulary& v = words.data();
+
+  std::vector<int> ids = words.encode(o.prompt, o.special);
+  if (ids.empty() && v.bos >= 0) ids.push_back(v.bos);
+  if (ids.empty()) return lowbit::failure{lowbit::errc::bad_value, "the prompt is empty and the model has no bos token"};
+  const std::size_t prompt_tokens = ids.size(), context = loaded->file.config.context;
+  if (prompt_tokens >= context)
+    return lowbit::failure{lowbit::errc::bad_value, "the prompt has " + std::to_string(prompt_tokens) + " tokens, the model's context " + std::to_string(context)};
+
+  session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8};
+  sampler choose{o.draw};
+  std::string text = words.decode(ids);  // the space that encode put first is not part of it
+  if (!common.json) fmt::print("{}", text);
+  auto began = std::chrono::steady_clock::now();
+  const matrix* logits = &s.feed(ids);
+  const double prompt_seconds = seconds_since(began);
+  bool first = text.empty();
+
+  began = std::chrono::steady_clock::now();
+  std::size_t generated = 0;
+  while (generated < o.tokens) {
+    const auto id = static_cast<int>(choose.next(logits->row(0), std::min(logits->cols(), words.size())));
+    ++generated;
+    if (id == v.eos) break;
+    ids.push_back(id);
+    std::string piece = words.decode(id);
+    if (first && v.add_space_prefix && piece.starts_with(' ')) piece.erase(0, 1);
+    first = first && piece.empty();
+    text += piece;
+    if (!common.json) {
+      fmt::print("{}", piece);
+      std::fflush(stdout);
+    }
+    if (s.size() == s.capacity()) break;
+    logits = &s.feed(std::span{ids}.last(1));
+  }
+  const double decode_seconds = seconds_since(began);
+  const double prompt_speed = static_cast<double>(prompt_tokens) / prompt_seconds, speed = static_cast<double>(generated) / decode_seconds;
+  if (common.json) {
+    const nlohmann::ordered_json j{{"text", text}, {"tokens", ids}, {"prompt_tokens", prompt_tokens}, {"generated_tokens", generated},
+                                   {"prompt_tokens_per_second", prompt_speed}, {"decode_tokens_per_second", speed}};
+    fmt::print("{}\n", j.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+  } else {
+    fmt::print("\n");
+    fmt::print(stderr, "\n{} prompt tokens at {:.0f} a second, {} generated at {:.1f} a second\n", prompt_tokens, prompt_speed, generated, speed);
+  }
+  return lowbit::done{};
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, const common_options& common, action& chosen) {
+  const auto o = std::make_shared<options>();
+  CLI::App* c = app.add_subcommand("generate", "Continue a text");
+  c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
+  c->add_option("--prompt", o->prompt, "The text to continue");
+  c->add_option("-n,--tokens", o->tokens, "Tokens to generate at most")->capture_default_str()->check(CLI::Range(1, 1 << 20));
+  c->add_option("--temperature", o->draw.temperature, "0 takes the likeliest token, 1 draws as the model says")->capture_default_str();
+  c->add_option("--top-p", o->draw.top_p, "Draw among the likeliest tokens that together have this probability")->capture_default_str();
+  c->add_option("--seed", o->draw.seed, "Of the draws")->capture_default_str();
+  c->add_flag("--special", o->special, "Names of control tokens in the prompt are those tokens");
+  c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
+  c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
+}
+
+}  // namespace llm

@@ -1,0 +1,33 @@
+// What several subcommands do first: open a model, build it, read a text.
+#pragma once
+
+#include "../engine/evaluate.hpp"
+#include "../files/build.hpp"
+#include "../text/tokeniser.hpp"
+#include "commands.hpp"
+
+#include <memory>
+
+namespace llm {
+
+/// A model that can be run. Movable: the parts that refer to each other are on the heap.
+struct loaded_model {
+  checkpoint file;
+  tokeniser words;
+  std::unique_ptr<llama> model;
+};
+
+/// Opens and builds; `source` decides what the weights become.
+lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
+                                        const weight_source& source = stored);
+
+/// A text file, checked to be UTF-8.
+lowbit::result<std::string> read_text(const std::string& path);
+
+/// Tokens in a sequence: what was asked for, or else `otherwise`; never more than the model was trained for.
+std::size_t sequence_length(std::size_t asked, std::size_t otherwise, const model_config& c);
+
+/// The text's windows: of `context` tokens, `limit` predicted tokens in all (0: the whole text). Fails where nothing is left to predict.
+lowbit::result<windows> windows_of_text(const std::string& path, const tokeniser& words, std::size_t context, std::size_t limit);
+
+}  // namespace llm

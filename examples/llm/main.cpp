@@ -1,0 +1,35 @@
+// The executable `lowbit`: quantise a language model, run it, and see what that cost.
+//
+// Exit codes: 0 fine; 2 bad input or arguments, with one line on standard error.
+#include "commands/commands.hpp"
+
+#include <fmt/core.h>
+
+int main(int argc, char** argv) {
+  CLI::App app{"Quantise language models, run them on low-bit weights, and measure what that costs."};
+  app.name("lowbit");
+  app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& e) { return fmt::format("lowbit: {}\n", e.what()); });
+
+  llm::common_options common;
+  llm::action chosen;
+  llm::add_inspect(app, common, chosen);
+  llm::add_quantise(app, common, chosen);
+  llm::add_evaluate(app, common, chosen);
+  llm::add_generate(app, common, chosen);
+  llm::add_compare(app, common, chosen);
+  for (CLI::App* command : app.get_subcommands({})) {
+    command->add_option("--threads", common.threads, "Threads to use; 0 for as many as the machine has")->check(CLI::Range(0, 1024));
+    command->add_flag("--json", common.json, "Print one JSON value instead of text");
+    command->add_option("--tokenizer", common.tokeniser, "For a llama2.c checkpoint: the tokenizer's file, if it is not beside the model");
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  const lowbit::status status = chosen();
+  if (status) return 0;
+  fmt::print(stderr, "lowbit: {}\n", status.error().message);
+  return 2;
+}

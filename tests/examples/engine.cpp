@@ -1,0 +1,176 @@
+// The engine's arithmetic against float64 written out from the papers.
+#include "engine/evaluate.hpp"
+#include "engine/sampler.hpp"
+#include "files/checkpoint.hpp"
+
+#include <lowbit/format/gguf.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <random>
+
+using namespace llm;
+
+namespace {
+
+std::vector<float> normal(std::size_t n, unsigned seed) {
+  std::mt19937 random{seed};
+  std::normal_distribution<float> draw;
+  std::vector<float> v(n);
+  for (float& x : v) x = draw(random);
+  return v;
+}
+
+}  // namespace
+
+TEST_CASE("norm, SwiGLU and softmax agree with float64") {
+  const std::size_t n = 77;
+  const auto x = normal(n, 1), w = normal(n, 2);
+  double squares = 0.0, exponentials = 0.0;
+  for (float v : x) squares += double{v} * v, exponentials += std::exp(double{v});
+  std::vector<float> out(n), gate = x, probability = x;
+  rms_norm(x.data(), w.data(), n, 1e-5f, out.data());
+  swiglu(gate.data(), w.data(), n);
+  softmax(probability.data(), n);
+  for (std::size_t i = 0; i < n; ++i) {
+    CHECK(out[i] == doctest::Approx(double{x[i]} * w[i] / std::sqrt(squares / n + 1e-5)).epsilon(1e-6));
+    CHECK(gate[i] == doctest::Approx(double{x[i]} / (1.0 + std::exp(-double{x[i]})) * w[i]).epsilon(1e-6));
+    CHECK(probability[i] == doctest::Approx(std::exp(double{x[i]}) / exponentials).epsilon(1e-6));
+  }
+  CHECK(log_sum_exp(x.data(), n) == doctest::Approx(std::log(exponentials)).epsilon(1e-7));
+}
+
+TEST_CASE("the two row orders of RoPE are the same rotation of permuted rows") {
+  model_config c;
+  c.head_dim = 16;
+  c.rope_base = 1e4f;
+  const std::size_t heads = 3, cols = 5, rows = heads * c.head_dim;
+  const auto w = normal(rows * cols, 3), x = normal(cols, 4);
+  const auto project = [&](const std::vector<float>& m) {
+    std::vector<float> y(rows, 0.0f);
+    for (std::size_t r = 0; r < rows; ++r)
+      for (std::size_t k = 0; k < cols; ++k) y[r] += m[r * cols + k] * x[k];
+    return y;
+  };
+  const lowbit::packed_view view{&lowbit::spec_of<lowbit::f32>, rows, cols, reinterpret_cast<const std::uint8_t*>(w.data())};
+  const lowbit::packed_matrix turned = interleave_rows(view, heads);
+  std::vector<float> permuted(rows * cols);
+  lowbit::decode(turned.view(), {permuted.data(), rows, cols});
+
+  std::vector<float> halves = project(w), pairs = project(permuted), angles(c.head_dim);
+  rope_angles(c, 11, angles.data());
+  for (std::size_t h = 0; h < heads; ++h) {
+    rope(halves.data() + h * c.head_dim, c.head_dim, rope_order::halves, angles.data());
+    rope(pairs.data() + h * c.head_dim, c.head_dim, rope_order::pairs, angles.data());
+    for (std::size_t i = 0; i < c.head_dim / 2; ++i) {
+      const double angle = 11.0 * std::pow(1e4, -2.0 * static_cast<double>(i) / 16.0);
+      const auto before = project(w);
+      const double a = before[h * 16 + i], b = before[h * 16 + i + 8];
+      CHECK(halves[h * 16 + i] == doctest::Approx(a * std::cos(angle) - b * std::sin(angle)).epsilon(1e-5));
+      CHECK(halves[h * 16 + i] == pairs[h * 16 + 2 * i]);
+      CHECK(halves[h * 16 + i + 8] == pairs[h * 16 + 2 * i + 1]);
+    }
+  }
+}
+
+TEST_CASE("attention agrees with float64, in one piece or token by token") {
+  model_config c;
+  c.heads = 6, c.kv_heads = 2, c.head_dim = 8;
+  const std::size_t past = 5, tokens = 70, seen = past + tokens;
+  const auto keys = normal(seen * c.kv_size(), 5), values = normal(seen * c.kv_size(), 6), q = normal(tokens * c.query_size(), 7);
+  matrix queries(tokens, c.query_size()), out(tokens, c.query_size());
+  std::copy(q.begin(), q.end(), queries.row(0));
+  thread_pool threads{3};
+  attend(c, queries, past, keys.data(), values.data(), out, threads);
+
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t h = 0; h < c.heads; ++h) {
+      const std::size_t kv = h / 3 * c.head_dim;
+      std::vector<double> weight(past + t + 1), mixed(c.head_dim, 0.0);
+      double sum = 0.0;
+      for (std::size_t p = 0; p < weight.size(); ++p) {
+        double dot = 0.0;
+        for (std::size_t i = 0; i < c.head_dim; ++i) dot += double{q[t * c.query_size() + h * c.head_dim + i]} * keys[p * c.kv_size() + kv + i];
+        sum += weight[p] = std::exp(dot / std::sqrt(8.0));
+      }
+      for (std::size_t p = 0; p < weight.size(); ++p)
+        for (std::size_t i = 0; i < c.head_dim; ++i) mixed[i] += weight[p] / sum * values[p * c.kv_size() + kv + i];
+      for (std::size_t i = 0; i < c.head_dim; ++i) CHECK(std::abs(out.row(t)[h * c.head_dim + i] - mixed[i]) < 2e-6);
+    }
+  }
+  matrix one(1, c.query_size()), mixed(1, c.query_size());
+  for (std::size_t t : {std::size_t{0}, std::size_t{31}, std::size_t{69}}) {
+    std::copy(queries.row(t), queries.row(t) + c.query_size(), one.row(0));
+    attend(c, one, past + t, keys.data(), values.data(), mixed, threads);
+    for (std::size_t i = 0; i < c.query_size(); ++i) CHECK(std::abs(mixed.row(0)[i] - out.row(t)[i]) < 1e-6f);
+  }
+}
+
+TEST_CASE("the thread pool runs every task once, however often it is called") {
+  for (std::size_t width : {1, 2, 5}) {
+    thread_pool pool{width};
+    CHECK(pool.concurrency() == width);
+    for (int round = 0; round < 500; ++round) {
+      std::vector<std::atomic<int>> hits(static_cast<std::size_t>(round % 17));
+      pool.run(hits.size(), [&](std::size_t i) { ++hits[i]; });
+      for (const auto& h : hits) REQUIRE(h == 1);
+    }
+  }
+}
+
+TEST_CASE("the sampler draws as often as the probabilities say, and the same for the same seed") {
+  const std::vector<float> logits{std::log(0.5f), std::log(0.3f), std::log(0.15f), std::log(0.05f)};
+  const auto counts = [&](sampling s, int n) {
+    sampler draw{s};
+    std::vector<int> count(4, 0);
+    for (int i = 0; i < n; ++i) ++count[draw.next(logits.data(), 4)];
+    return count;
+  };
+  const int n = 40000;
+  const auto all = counts({.temperature = 1.0f, .seed = 3}, n);
+  const double probability[] = {0.5, 0.3, 0.15, 0.05};
+  for (std::size_t i = 0; i < 4; ++i)  // five standard deviations
+    CHECK(std::abs(all[i] - probability[i] * n) < 5.0 * std::sqrt(n * probability[i] * (1.0 - probability[i])));
+  CHECK(all == counts({.temperature = 1.0f, .seed = 3}, n));
+  CHECK(all != counts({.temperature = 1.0f, .seed = 4}, n));
+  const auto top = counts({.temperature = 1.0f, .top_p = 0.75f, .seed = 3}, n);
+  CHECK(std::abs(top[0] - 0.625 * n) < 5.0 * std::sqrt(n * 0.625 * 0.375));
+  CHECK(top[2] + top[3] == 0);
+  CHECK(counts({}, 10) == std::vector<int>{10, 0, 0, 0});
+}
+
+TEST_CASE("evaluation: perplexity and divergence of known distributions") {
+  // Two tokens; the model says 3/4 for token 0, the reference 1/2.
+  const std::vector<float> model{std::log(3.0f), 0.0f}, reference{0.0f, 0.0f};
+  const auto constant = [](const std::vector<float>& row) -> logit_source {
+    auto rows = std::make_shared<std::vector<float>>();
+    return [rows, row](std::size_t, std::size_t, std::size_t count) -> lowbit::matrix_view<const float> {
+      rows->clear();
+      for (std::size_t i = 0; i < count; ++i) rows->insert(rows->end(), row.begin(), row.end());
+      return {rows->data(), count, row.size()};
+    };
+  };
+  const windows w{{1, 0, 0, 1}, std::vector<int>(130, 0)};
+  const evaluation e = evaluate(constant(model), remember(constant(reference), w), w);
+  CHECK(e.tokens == 3 + 129);
+  CHECK(e.nll == doctest::Approx((131 * -std::log(0.75) - std::log(0.25)) / 132).epsilon(1e-6));
+  CHECK(e.perplexity == doctest::Approx(std::exp(e.nll)));
+  const double kl = 0.5 * std::log(0.5 / 0.75) + 0.5 * std::log(0.5 / 0.25);
+  CHECK(e.kl_mean == doctest::Approx(kl).epsilon(1e-6));
+  CHECK(e.kl_p99 == doctest::Approx(kl).epsilon(1e-6));
+  CHECK(e.top1_agreement == 1.0);
+}
+
+TEST_CASE("windows cover a text without overlap") {
+  std::vector<int> ids(25);
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int>(i);
+  const windows plain = cut_windows(ids, -1, 10, 0);
+  REQUIRE(plain.size() == 3);
+  CHECK(plain[2] == std::vector<int>{20, 21, 22, 23, 24});
+  const windows with_bos = cut_windows(ids, 99, 10, 12);
+  REQUIRE(with_bos.size() == 2);
+  CHECK(with_bos[0].size() == 10);
+  CHECK(with_bos[1] == std::vector<int>{99, 9, 10, 11});
+  CHECK(cut_windows({1}, -1, 10, 0).empty());
+}
