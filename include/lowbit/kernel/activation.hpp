@@ -1,7 +1,7 @@
 // Activations laid out for the kernels: tiles of tokens, within a tile [step][token], so that a product takes them as broadcasts.
 //
 // Integer path: each block of a token (the weights' block) gets a scale of its own, x ~ scale * q with q = x * 127 / max|x| rounded to
-// nearest even, and the sum of q over every sub-block, with which zero-points and minima cost one multiply-add a block. Exact path:
+// nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block, with which zero-points and minima cost one multiply-add a block. Exact path:
 // floats, with float sums where minima need them. A tile has `tile_tokens` columns; a last tile of one token has one column.
 #pragma once
 
@@ -37,6 +37,9 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::siz
   return tokens - tile * full == 1 ? 1 : full;
 }
 
+/// Blocks of activations whose largest magnitude is not above this count as zero (127 / max must not overflow).
+inline constexpr float smallest_activation = 0x1p-100f;
+
 template <class Arch>
 void quantise_activations(const activation_args& a) noexcept {
   constexpr std::size_t full = tile_tokens<Arch>, n = simd::lanes<Arch>;
@@ -54,16 +57,22 @@ void quantise_activations(const activation_args& a) noexcept {
       const float* const x = a.x + (present ? token : 0) * a.x_stride;
       for (std::size_t b = 0; b < blocks; ++b) {
         const std::size_t begin = b * p.block, end = !present ? begin : begin + p.block < a.cols ? begin + p.block : a.cols;
-        floats most(0.0f);
+        // A maximum may lose a NaN; x * 0 does not, nor an infinity.
+        floats most(0.0f), probes(0.0f);
         std::size_t c = begin;
-        for (; c + n <= end; c += n) most = xsimd::max(most, xsimd::abs(floats::load_unaligned(x + c)));
-        float largest = xsimd::reduce_max(most);
+        for (; c + n <= end; c += n) {
+          const auto v = floats::load_unaligned(x + c);
+          most = xsimd::max(most, xsimd::abs(v));
+          probes += v * floats(0.0f);
+        }
+        float largest = xsimd::reduce_max(most), probe = xsimd::reduce_add(probes);
         for (; c < end; ++c) {
           const float v = x[c] < 0 ? -x[c] : x[c];
           largest = v > largest ? v : largest;
+          probe += v * 0.0f;
         }
-        scales[b * width + t] = largest / 127.0f;
-        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        scales[b * width + t] = largest / 127.0f + probe;
+        const float inverse = largest > smallest_activation ? 127.0f / largest : 0.0f;
         for (std::size_t j = 0; j < p.sub_blocks; ++j) {
           const std::size_t from = begin + j * p.sub_block;
           const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;

@@ -1,0 +1,71 @@
+// The vectorised exchange codec against the formats' definition, on every instruction set that this machine has.
+#include "random_weights.hpp"
+
+#include <lowbit/format/registry.hpp>
+#include <lowbit/kernel/dispatch.hpp>
+
+#include <doctest/doctest.h>
+
+using namespace lowbit;
+
+namespace {
+struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
+struct q5_g1001 { static constexpr format_spec spec = uniform({.bits = 5, .group = 1001, .symmetric = true}); };
+struct q7_g1 { static constexpr format_spec spec = uniform({.bits = 7, .group = 1, .symmetric = true, .scale = number::bf16}); };
+
+template <class F>
+void for_each_unit(F&& f) {
+  for (const auto& u : kernel::linked_units())
+    if (u.available) {
+      CAPTURE(std::string(u.name));
+      f(*u.kernels);
+    }
+}
+template <class F>
+void for_each_spec(F&& f) {
+  for (const format_spec* s : all_formats::specs) f(*s);
+  f(spec_of<q3_g40>);
+  f(spec_of<q5_g1001>);
+  f(spec_of<q7_g1>);
+}
+}  // namespace
+
+TEST_CASE("rows of blocks become the codec's floats, bit for bit") {
+  for_each_unit([&](const kernel::unit& unit) {
+    for_each_spec([&](const format_spec& s) {
+      CAPTURE(std::string(s.name));
+      for (const std::size_t cols : {std::size_t{1}, std::size_t{s.block}, std::size_t{3} * s.block - 1, std::size_t{2} * s.block + 5}) {
+        const packed_matrix w = test::random_blocks(s, 2, cols, 7);
+        std::vector<float> expected(2 * cols), got(cols + 1, 42.0f), scratch(s.block);
+        decode(w.view(), {expected.data(), 2, cols});
+        for (std::size_t r = 0; r < 2; ++r) {
+          unit.dequantise_row(s, w.row(r), cols, got.data());
+          REQUIRE(std::memcmp(got.data(), &expected[r * cols], cols * sizeof(float)) == 0);
+          REQUIRE(got[cols] == 42.0f);  // nothing past the row
+        }
+      }
+    });
+  });
+}
+
+TEST_CASE("codes come out of blocks as the spec's planes say, and go back in") {
+  for_each_unit([&](const kernel::unit& unit) {
+    for_each_spec([&](const format_spec& s) {
+      if (s.is_float()) return;
+      CAPTURE(std::string(s.name));
+      const packed_matrix w = test::random_blocks(s, 1, s.block, 11);
+      std::vector<std::uint8_t> repacked(s.bytes), expected(s.bytes);
+      for (std::size_t first = 0; first < s.block; first += kernel::piece) {
+        const std::size_t count = std::min<std::size_t>(kernel::piece, s.block - first);
+        std::uint8_t codes[kernel::piece];
+        unit.unpack_codes(s, w.row(0), first, count, codes);
+        for (std::size_t i = 0; i < count; ++i) {
+          REQUIRE(codes[i] == s.codes.raw(w.row(0), first + i));
+          s.codes.set_raw(expected.data(), first + i, codes[i]);
+        }
+        unit.pack_codes(s, codes, first, count, repacked.data());
+      }
+      REQUIRE(repacked == expected);
+    });
+  });
+}

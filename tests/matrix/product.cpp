@@ -1,0 +1,188 @@
+// Products against definitions written out here: the integer path bit for bit, the exact path against float64.
+#include "../kernel/random_weights.hpp"
+
+#include <lowbit/format/registry.hpp>
+#include <lowbit/matrix/product.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+using namespace lowbit;
+
+namespace {
+struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
+struct q8_g24 { static constexpr format_spec spec = uniform({.bits = 8, .group = 24}); };
+struct q5_g17 { static constexpr format_spec spec = uniform({.bits = 5, .group = 17, .symmetric = true}); };
+using formats = detail::concat<all_formats, format_list<q3_g40, q8_g24, q5_g17>>::type;
+
+/// An executor that runs tasks backwards, and says it is wide.
+struct backwards {
+  static constexpr std::size_t concurrency() { return 5; }
+  template <class F>
+  static void run(std::size_t n, F&& f) {
+    while (n-- > 0) f(n);
+  }
+};
+
+float barrier(float v) {  // keeps a product from being fused with a sum
+  volatile float kept = v;
+  return kept;
+}
+
+/// The integer product as lowbit defines it, one output, with plain loops over the codec's fields.
+float defined_int8(const packed_matrix& w, std::size_t row, const float* x) {
+  const format_spec& s = w.spec();
+  float y = 0.0f;
+  for (std::size_t b = 0; b < s.row_blocks(w.cols()); ++b) {
+    const std::uint8_t* const block = w.row(row) + b * s.bytes;
+    const std::size_t begin = b * s.block, end = std::min<std::size_t>(begin + s.block, w.cols());
+    float largest = 0.0f;
+    for (std::size_t c = begin; c < end; ++c) largest = std::max(largest, std::fabs(x[c]));
+    const float x_scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    long long total = 0, less = 0, sum = 0;
+    for (std::size_t c = begin; c < end; ++c) {
+      const std::size_t i = c - begin, j = i / s.sub_block();
+      const auto q = static_cast<long long>(std::nearbyint(barrier(x[c] * inverse)));
+      const auto level = static_cast<long long>(level_of(s, s.codes.raw(block, i), zero_point_of(s, block)));
+      const int sub = s.sub_scale.present() ? s.sub_scale.value(s.sub_scale.raw(block, j)) : 1;
+      total += level * q * sub;
+      sum += q;
+      if (s.sub_minimum.present()) less += s.sub_minimum.value(s.sub_minimum.raw(block, j)) * q;
+    }
+    const float both = barrier(read_scalar(s.scale, block) * x_scale);
+    y += barrier(static_cast<float>(total) * both);
+    if (s.minimum.present()) {
+      const float weight = barrier(read_scalar(s.minimum, block) * x_scale);
+      if (s.sub_minimum.present()) y -= barrier(static_cast<float>(less) * weight);
+      else y += barrier(static_cast<float>(sum) * weight);
+    }
+  }
+  return y;
+}
+}  // namespace
+
+TEST_CASE("panels hold the weights of their blocks, bit for bit") {
+  serial_executor serial;
+  for (const auto& u : kernel::linked_units()) {
+    if (!u.available) continue;
+    CAPTURE(std::string(u.name));
+    for (const format_spec* s : formats::specs) {
+      CAPTURE(std::string(s->name));
+      for (const std::size_t cols : {std::size_t{1}, std::size_t{300}, std::size_t{2} * s->block}) {
+        const packed_matrix w = test::random_blocks(*s, 19, cols, 3);
+        const panel_matrix panels = panel_matrix::from(w.view(), serial, *u.kernels);
+        std::vector<float> expected(19 * cols), row(cols);
+        decode(w.view(), {expected.data(), 19, cols});
+        for (std::size_t r = 0; r < 19; ++r) {
+          read_row(panels, r, row.data());
+          REQUIRE(std::memcmp(row.data(), &expected[r * cols], cols * sizeof(float)) == 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("integer products have the defined bits on every instruction set, for every shape and split") {
+  backwards wide;
+  workspace space;
+  for (const format_spec* s : formats::specs) {
+    const auto shape = kernel::layout_of(*s).shape;
+    if (!shape.has_int8()) continue;
+    CAPTURE(std::string(s->name));
+    for (const std::size_t rows : {1u, 16u, 35u, 64u})
+      for (const std::size_t cols : {1u, 100u, 512u, 531u})
+        for (const std::size_t tokens : {1u, 2u, 13u}) {
+          if (rows * cols * tokens > 64 * 531 * 2) continue;  // the reference is slow
+          CAPTURE(rows);
+          CAPTURE(cols);
+          CAPTURE(tokens);
+          const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
+          const auto x = test::random_activations(tokens * cols, 9);
+          std::vector<float> expected(tokens * rows);
+          for (std::size_t t = 0; t < tokens; ++t)
+            for (std::size_t r = 0; r < rows; ++r) expected[t * rows + r] = defined_int8(w, r, &x[t * cols]);
+          for (const auto& u : kernel::linked_units()) {
+            if (!u.available) continue;
+            CAPTURE(std::string(u.name));
+            const panel_matrix panels = panel_matrix::from(w.view(), wide, *u.kernels);
+            const std::size_t stride = rows + 3;
+            std::vector<float> y(tokens * stride, -7.0f);
+            multiply({x.data(), tokens, cols}, panels, matrix_view<float>(y.data(), tokens, rows, stride), space, wide);
+            for (std::size_t t = 0; t < tokens; ++t) {
+              REQUIRE(std::memcmp(&y[t * stride], &expected[t * rows], rows * sizeof(float)) == 0);
+              for (std::size_t r = rows; r < stride; ++r) REQUIRE(y[t * stride + r] == -7.0f);
+            }
+          }
+        }
+  }
+}
+
+TEST_CASE("exact products agree with float64 to the rounding of their sums") {
+  serial_executor serial;
+  workspace space;
+  for (const format_spec* s : formats::specs) {
+    CAPTURE(std::string(s->name));
+    for (const std::size_t rows : {17u, 32u})
+      for (const std::size_t cols : {1u, 100u, 777u})
+        for (const std::size_t tokens : {1u, 7u}) {
+          const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
+          const auto x = test::random_activations(tokens * cols, 9);
+          std::vector<float> weights(rows * cols), y(tokens * rows);
+          decode(w.view(), {weights.data(), rows, cols});
+          for (const auto& u : kernel::linked_units()) {
+            if (!u.available) continue;
+            CAPTURE(std::string(u.name));
+            multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space,
+                     precision::exact);
+            for (std::size_t t = 0; t < tokens; ++t)
+              for (std::size_t r = 0; r < rows; ++r) {
+                double sum = 0, terms = 0;  // terms: the magnitudes that were added, scale and minimum apart
+                for (std::size_t c = 0; c < cols; ++c) {
+                  const std::uint8_t* const block = w.row(r) + c / s->block * s->bytes;
+                  const double xc = x[t * cols + c], wc = weights[r * cols + c];
+                  const affine a = affine_of(*s, block, c % s->block / s->sub_block());
+                  sum += wc * xc;
+                  terms += (std::fabs(wc) + (s->minimum.present() ? 2 * std::fabs(a.offset) : 0.0)) * std::fabs(xc);
+                }
+                // A float32 sum of n terms errs by at most n * 2^-24 of their magnitudes; rounding of the terms adds a few.
+                REQUIRE(std::fabs(sum - y[t * rows + r]) <= (static_cast<double>(cols) + 8) * 0x1p-24 * terms);
+              }
+          }
+        }
+  }
+}
+
+TEST_CASE("empty products are no work and touch nothing") {
+  serial_executor serial;
+  workspace space;
+  const packed_matrix none(spec_of<q4_0>, 0, 64), thin(spec_of<q4_0>, 16, 0);
+  const panel_matrix no_rows = panel_matrix::from(none.view(), serial);
+  const panel_matrix no_cols = panel_matrix::from(thin.view(), serial);
+  std::vector<float> x(64, 1.0f), y(16, 5.0f);
+  multiply({x.data(), 1, 64}, no_rows, {y.data(), 1, 0}, space);
+  multiply({x.data(), 0, 64}, no_rows, {y.data(), 0, 0}, space);
+  CHECK(y == std::vector<float>(16, 5.0f));
+  multiply({x.data(), 1, 0}, no_cols, {y.data(), 1, 16}, space);  // a sum of nothing
+  CHECK(y == std::vector<float>(16, 0.0f));
+}
+
+TEST_CASE("a zero or huge activation row stays finite where the mathematics is") {
+  serial_executor serial;
+  workspace space;
+  const packed_matrix w = test::random_blocks(spec_of<q4_k>, 16, 256, 1);
+  const panel_matrix panels = panel_matrix::from(w.view(), serial);
+  std::vector<float> x(256, 0.0f), y(16, 1.0f);
+  multiply({x.data(), 1, 256}, panels, {y.data(), 1, 16}, space);
+  for (const float v : y) CHECK(v == 0.0f);
+  std::fill(x.begin(), x.end(), 1e-42f);  // subnormal: 127 / max overflows to infinity unless guarded
+  multiply({x.data(), 1, 256}, panels, {y.data(), 1, 16}, space);
+  for (const float v : y) CHECK(std::isfinite(v));
+  for (const float bad : {std::nanf(""), INFINITY, -INFINITY})
+    for (const std::size_t at : {0u, 77u, 255u}) {
+      std::fill(x.begin(), x.end(), 1.0f);
+      x[at] = bad;
+      multiply({x.data(), 1, 256}, panels, {y.data(), 1, 16}, space);
+      for (const float v : y) CHECK(!std::isfinite(v));  // not silently a number
+    }
+}
