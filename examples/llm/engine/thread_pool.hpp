@@ -1,7 +1,8 @@
 // A lowbit executor: some threads that wait for work, and the calling thread, which works along.
 //
-// `run` is called many times for one token, on work of tens of microseconds, so waiting threads look at the counter for a
-// while before they sleep. One caller at a time.
+// `run` is called many times for one token, on work of tens of microseconds, so waiting threads look out for a while before they
+// sleep, and a call waits only for threads that took part: one that the system does not schedule in time costs nothing. One caller
+// at a time.
 #pragma once
 
 #include <atomic>
@@ -40,16 +41,19 @@ class thread_pool {
     context_ = const_cast<void*>(static_cast<const void*>(&f));
     tasks_ = tasks;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(workers_.size(), std::memory_order_relaxed);
+    state_.store(open, std::memory_order_release);
     start();
     work();
-    // Every worker reports, even one that found nothing to do: after that none can still touch this call's f.
-    spin_until([&] { return busy_.load(std::memory_order_acquire) == 0; });
-    for (std::size_t left = busy_.load(std::memory_order_acquire); left != 0; left = busy_.load(std::memory_order_acquire))
-      busy_.wait(left, std::memory_order_acquire);
+    // Nobody may enter any more; those who did may still use f.
+    state_.fetch_and(~open, std::memory_order_acq_rel);
+    spin_until([&] { return state_.load(std::memory_order_acquire) == 0; });
+    for (auto inside = state_.load(std::memory_order_acquire); inside != 0; inside = state_.load(std::memory_order_acquire))
+      state_.wait(inside, std::memory_order_acquire);
   }
 
  private:
+  static constexpr std::uint32_t open = std::uint32_t{1} << 31;
+
   template <class Condition>
   static void spin_until(Condition&& condition) {
     for (int i = 0; i < 4000 && !condition(); ++i) {
@@ -72,16 +76,20 @@ class thread_pool {
       round_.wait(seen, std::memory_order_acquire);
       seen = round_.load(std::memory_order_acquire);
       if (stopping_) return;
+      auto inside = state_.load(std::memory_order_acquire);
+      while ((inside & open) != 0 && !state_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
+      }
+      if ((inside & open) == 0) continue;
       work();
-      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+      if (state_.fetch_sub(1, std::memory_order_acq_rel) == 1) state_.notify_one();
     }
   }
 
   void (*call_)(void*, std::size_t) = nullptr;
   void* context_ = nullptr;
   std::size_t tasks_ = 0;
-  std::atomic<std::size_t> next_{0}, busy_{0};
-  std::atomic<std::uint32_t> round_{0};
+  std::atomic<std::size_t> next_{0};
+  std::atomic<std::uint32_t> round_{0}, state_{0};  // state_: workers inside the current call, and whether more may enter
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
 };
