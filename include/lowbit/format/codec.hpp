@@ -41,16 +41,17 @@ LOWBIT_ALWAYS_INLINE constexpr float number_value(number type, std::uint32_t bit
   return 1.0f;
 }
 
-/// The stored bits of a value: rounded to nearest even, or for e8m0_half the power of two at or below it.
+/// The stored bits of a value: rounded to nearest even, or for e8m0_half to the least power of two that is not below it.
 LOWBIT_ALWAYS_INLINE constexpr std::uint32_t number_bits(number type, float value) noexcept {
   switch (type) {
     case number::f32: return std::bit_cast<std::uint32_t>(value);
     case number::f16: return to_f16(value).bits;
     case number::bf16: return to_bf16(value).bits;
     case number::e8m0_half: {
-      const std::uint32_t e = (std::bit_cast<std::uint32_t>(value) >> 23) & 255u;  // 2^(e - 127) is the half scale of e + 1
-      if (e == 0) return value >= e8m0_half_to_float(1) ? 1 : 0;
-      return e == 255 ? 255u : e + 1;
+      if (!(value > e8m0_half_to_float(0))) return 0;
+      std::uint32_t e = 1;  // a few steps would do with exponent arithmetic; scales are rare enough for the obvious loop
+      while (e < 255 && e8m0_half_to_float(static_cast<std::uint8_t>(e)) < value) ++e;
+      return e;
     }
     case number::none: break;
   }
@@ -123,7 +124,46 @@ inline void decode_row(const format_spec& s, const std::uint8_t* blocks, std::si
   }
 }
 
-/// A block taken apart: raw bits of every field. encode(parts) == the block, bit for bit, padding zeroed.
+/// A block taken apart, its raw fields somewhere else. Scales are stored bits (number_value gives their values), sub-scales and codes
+/// are the spec's raw integers.
+struct block_fields {
+  std::uint32_t* scale;
+  std::uint32_t* minimum;
+  std::uint8_t* zero_point;
+  std::uint8_t* sub_scale;    ///< [sub_blocks]
+  std::uint8_t* sub_minimum;  ///< [sub_blocks]
+  std::uint8_t* codes;        ///< [block]
+};
+
+/// Everything but the codes, for who has a faster way with those (kernel/exchange.hpp). Clears the block first.
+inline void write_header(const format_spec& s, const block_fields& f, std::uint8_t* block) noexcept {
+  std::memset(block, 0, s.bytes);
+  std::memcpy(block + s.scale.at, f.scale, size_of(s.scale.type));
+  std::memcpy(block + s.minimum.at, f.minimum, size_of(s.minimum.type));
+  s.zero_point.set_raw(block, 0, *f.zero_point);
+  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+    s.sub_scale.set_raw(block, j, f.sub_scale[j]);
+    s.sub_minimum.set_raw(block, j, f.sub_minimum[j]);
+  }
+}
+
+/// Blocks to fields and back: read then write is the identity, bit for bit (padding bits become zero).
+inline void read_block(const format_spec& s, const std::uint8_t* block, const block_fields& f) noexcept {
+  *f.scale = read_bits_of(s.scale, block);
+  *f.minimum = read_bits_of(s.minimum, block);
+  *f.zero_point = static_cast<std::uint8_t>(s.zero_point.raw(block, 0));
+  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+    f.sub_scale[j] = static_cast<std::uint8_t>(s.sub_scale.raw(block, j));
+    f.sub_minimum[j] = static_cast<std::uint8_t>(s.sub_minimum.raw(block, j));
+  }
+  for (std::size_t i = 0; i < s.block; ++i) f.codes[i] = static_cast<std::uint8_t>(s.codes.raw(block, i));
+}
+inline void write_block(const format_spec& s, const block_fields& f, std::uint8_t* block) noexcept {
+  write_header(s, f, block);
+  for (std::size_t i = 0; i < s.block; ++i) s.codes.set_raw(block, i, f.codes[i]);
+}
+
+/// The fields of one block of a format, owned.
 template <block_format F>
 struct block_parts {
   static constexpr const format_spec& spec = spec_of<F>;
@@ -131,33 +171,19 @@ struct block_parts {
   std::uint8_t zero_point = 0;
   std::array<std::uint8_t, spec.sub_blocks()> sub_scale{}, sub_minimum{};
   std::array<std::uint8_t, spec.block> codes{};
+
+  [[nodiscard]] block_fields fields() noexcept {
+    return {&scale, &minimum, &zero_point, sub_scale.data(), sub_minimum.data(), codes.data()};
+  }
 };
 
 template <block_format F>
 void read_block(const std::uint8_t* block, block_parts<F>& p) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  p.scale = read_bits_of(s.scale, block);
-  p.minimum = read_bits_of(s.minimum, block);
-  p.zero_point = static_cast<std::uint8_t>(s.zero_point.raw(block, 0));
-  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-    p.sub_scale[j] = static_cast<std::uint8_t>(s.sub_scale.raw(block, j));
-    p.sub_minimum[j] = static_cast<std::uint8_t>(s.sub_minimum.raw(block, j));
-  }
-  for (std::size_t i = 0; i < s.block; ++i) p.codes[i] = static_cast<std::uint8_t>(s.codes.raw(block, i));
+  read_block(spec_of<F>, block, p.fields());
 }
-
 template <block_format F>
-void write_block(const block_parts<F>& p, std::uint8_t* block) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  std::memset(block, 0, s.bytes);
-  std::memcpy(block + s.scale.at, &p.scale, size_of(s.scale.type));
-  std::memcpy(block + s.minimum.at, &p.minimum, size_of(s.minimum.type));
-  s.zero_point.set_raw(block, 0, p.zero_point);
-  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-    s.sub_scale.set_raw(block, j, p.sub_scale[j]);
-    s.sub_minimum.set_raw(block, j, p.sub_minimum[j]);
-  }
-  for (std::size_t i = 0; i < s.block; ++i) s.codes.set_raw(block, i, p.codes[i]);
+void write_block(block_parts<F>& p, std::uint8_t* block) noexcept {
+  write_block(spec_of<F>, p.fields(), block);
 }
 
 }  // namespace lowbit

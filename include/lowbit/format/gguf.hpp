@@ -9,9 +9,10 @@
 namespace lowbit {
 
 /// IQ4_NL's and IQ4_XS's values (ggml's kvalues_iq4nl).
-inline constexpr codebook iq4_values{16, {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}};
+inline constexpr codebook iq4_values =
+    make_codebook(16, {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113});
 /// Twice the values of E2M1 (OCP Microscaling v1.0, 5.3.3), for use with halved scales.
-inline constexpr codebook e2m1_doubled{16, {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}};
+inline constexpr codebook e2m1_doubled = make_codebook(16, {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12});
 
 struct f32 { static constexpr format_spec spec{.name = "f32", .gguf = 0, .bytes = 4, .element = number::f32}; };
 struct float16 { static constexpr format_spec spec{.name = "f16", .gguf = 1, .bytes = 2, .element = number::f16}; };

@@ -102,10 +102,14 @@ struct integer_field {
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr int highest() const noexcept { return lowest() + (1 << bits()) - 1; }
 };
 
-/// A table from code to value, for formats whose values are not evenly spaced. Empty means value = code - zero.
+/// A table from code to value, for formats whose values are not evenly spaced. Empty means value = code - zero. Made by
+/// make_codebook, or with a format's own decision bounds.
 struct codebook {
   unsigned size = 0;
   std::array<float, 16> values{};
+  std::array<std::uint8_t, 16> order{};   ///< codes by ascending value
+  std::array<float, 15> bounds{};         ///< a value belongs to order[k + 1] or a later code iff it is above bounds[k]
+
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool present() const noexcept { return size != 0; }
   /// All values are integers that fit in eight signed bits: integer kernels can look them up.
   [[nodiscard]] constexpr bool fits_int8() const noexcept {
@@ -113,7 +117,29 @@ struct codebook {
       if (values[i] < -127.0f || values[i] > 127.0f || values[i] != static_cast<float>(static_cast<int>(values[i]))) return false;
     return true;
   }
+  /// The code of the value that `level` is rounded to.
+  [[nodiscard]] constexpr unsigned nearest(float level) const noexcept {
+    unsigned k = 0;
+    for (unsigned i = 0; i + 1 < size; ++i) k += level > bounds[i];
+    return order[k];
+  }
 };
+
+/// A codebook that rounds to the nearest value; a value midway goes to the lower one. Of equal values the first code is used.
+constexpr codebook make_codebook(unsigned size, const std::array<float, 16>& values) noexcept {
+  codebook c{size, values, {}, {}};
+  for (unsigned i = 0; i < size; ++i) {  // insertion sort
+    unsigned k = i;
+    for (; k > 0 && values[c.order[k - 1]] > values[i]; --k) c.order[k] = c.order[k - 1];
+    c.order[k] = static_cast<std::uint8_t>(i);
+  }
+  for (unsigned k = 0; k + 1 < size; ++k) {
+    const float a = values[c.order[k]], b = values[c.order[k + 1]];
+    // Between equal values (0 and -0) nothing is above the bound, so the first is kept.
+    c.bounds[k] = a + (b - a) / 2;
+  }
+  return c;
+}
 
 /// A block of weights. The value of weight i, in sub-block j, is
 ///   scale * sub_scale[j] * level(i) + minimum                     (no sub-minima), or

@@ -26,7 +26,7 @@ constexpr format_spec uniform(const uniform_options& o) noexcept {
   unsigned at = size_of(o.scale);
   if (!o.symmetric) s.zero_point.planes[0] = {8, 0, byte(at++), {{1}, {8}}};
   s.codes.planes[0] = {o.bits, 0, byte(at), {{o.group}, {static_cast<int>(o.bits)}}};
-  if (o.symmetric && o.bits == 1) s.values = {2, {-1.0f, 1.0f}};
+  if (o.symmetric && o.bits == 1) s.values = make_codebook(2, {-1.0f, 1.0f});
   else if (o.symmetric) s.codes.zero = 1 << (o.bits - 1);
   const unsigned code_bits = o.bits * o.group;
   s.bytes = at + static_cast<unsigned>(ceil_div(code_bits, 8));
