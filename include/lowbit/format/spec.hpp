@@ -135,8 +135,8 @@ constexpr codebook make_codebook(unsigned size, const std::array<float, 16>& val
   }
   for (unsigned k = 0; k + 1 < size; ++k) {
     const float a = values[c.order[k]], b = values[c.order[k + 1]];
-    // Between equal values (0 and -0) nothing is above the bound, so the first is kept.
     c.bounds[k] = a + (b - a) / 2;
+    if (a == b) c.order[k + 1] = c.order[k];
   }
   return c;
 }

@@ -1,0 +1,132 @@
+// What calibration learns of a layer's inputs, streaming: feed tokens as they pass, merge parts from several threads.
+//
+// Each statistic is a type; a quantiser's policies list the types they need, and a `calibrated<...>` set answers at compile time whether
+// it has them. Activations are [tokens, channels]. Sums are kept in double, so that the order of merging hardly matters.
+#pragma once
+
+#include <lowbit/core/matrix_view.hpp>
+
+#include <Eigen/Core>
+#include <cmath>
+#include <tuple>
+
+namespace lowbit {
+
+namespace detail {
+inline auto as_eigen(matrix_view<const float> x) {
+  using rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  return Eigen::Map<const rows, 0, Eigen::OuterStride<>>(x.data, static_cast<Eigen::Index>(x.rows), static_cast<Eigen::Index>(x.cols),
+                                                         Eigen::OuterStride<>(static_cast<Eigen::Index>(x.stride)));
+}
+
+/// Sums of something of every channel over tokens; `Term` says of what.
+template <class Term>
+class channel_sum {
+ public:
+  explicit channel_sum(std::size_t channels) : sum_(Eigen::VectorXd::Zero(static_cast<Eigen::Index>(channels))) {}
+  void add(matrix_view<const float> x) {
+    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == sum_.size());
+    if (x.empty()) return;
+    sum_ += Term::of(as_eigen(x).template cast<double>().array()).colwise().sum().matrix().transpose();
+    tokens_ += x.rows;
+  }
+  void merge(const channel_sum& other) {
+    sum_ += other.sum_;
+    tokens_ += other.tokens_;
+  }
+  [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
+  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(sum_.size()); }
+  /// The mean of a channel; 1 for all while no token was seen, so that an expert without samples counts its channels alike.
+  [[nodiscard]] Eigen::VectorXf mean() const {
+    if (tokens_ == 0) return Eigen::VectorXf::Ones(sum_.size());
+    return (sum_ / static_cast<double>(tokens_)).cast<float>();
+  }
+
+ private:
+  Eigen::VectorXd sum_;
+  std::size_t tokens_ = 0;
+};
+
+struct magnitude_term {
+  template <class X>
+  static auto of(const X& x) { return x.abs(); }
+};
+struct square_term {
+  template <class X>
+  static auto of(const X& x) { return x.square(); }
+};
+}  // namespace detail
+
+/// Mean |x| of every channel: what AWQ scales by (Lin et al. 2024, section 3.2).
+using channel_magnitude = detail::channel_sum<detail::magnitude_term>;
+/// Mean x² of every channel: llama.cpp's importance matrix.
+using channel_importance = detail::channel_sum<detail::square_term>;
+
+/// H = (2 / tokens) Σ x xᵀ: what GPTQ needs (Frantar et al. 2023, equation 1).
+class hessian {
+ public:
+  explicit hessian(std::size_t channels)
+      : sum_(Eigen::MatrixXd::Zero(static_cast<Eigen::Index>(channels), static_cast<Eigen::Index>(channels))) {}
+  void add(matrix_view<const float> x) {
+    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == sum_.rows());
+    if (x.empty()) return;
+    const Eigen::MatrixXd tokens = detail::as_eigen(x).template cast<double>().transpose();
+    sum_.selfadjointView<Eigen::Lower>().rankUpdate(tokens);
+    tokens_ += x.rows;
+  }
+  void merge(const hessian& other) {
+    sum_ += other.sum_;
+    tokens_ += other.tokens_;
+  }
+  [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
+  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(sum_.rows()); }
+  /// The whole symmetric matrix; zero while no token was seen.
+  [[nodiscard]] Eigen::MatrixXd matrix() const {
+    Eigen::MatrixXd h = sum_.selfadjointView<Eigen::Lower>();
+    if (tokens_ != 0) h *= 2.0 / static_cast<double>(tokens_);
+    return h;
+  }
+
+ private:
+  Eigen::MatrixXd sum_;  // the lower triangle
+  std::size_t tokens_ = 0;
+};
+
+/// A list of statistics that a policy needs.
+template <class... S>
+struct needs_statistics {};
+
+/// The statistics that a caller has gathered of one layer's inputs.
+template <class... S>
+class calibrated {
+ public:
+  explicit calibrated(std::size_t channels) : all_(S(channels)...) {}
+  void add(matrix_view<const float> x) {
+    std::apply([&](auto&... s) { (s.add(x), ...); }, all_);
+  }
+  void merge(const calibrated& other) {
+    [&]<std::size_t... I>(std::index_sequence<I...>) { (std::get<I>(all_).merge(std::get<I>(other.all_)), ...); }(std::index_sequence_for<S...>{});
+  }
+  template <class T>
+  static constexpr bool has = (std::is_same_v<T, S> || ...);
+  template <class T>
+  [[nodiscard]] const T& get() const noexcept {
+    static_assert(has<T>, "lowbit: this calibration has no such statistic");
+    return std::get<T>(all_);
+  }
+
+ private:
+  std::tuple<S...> all_;
+};
+
+template <>
+class calibrated<> {
+ public:
+  template <class T>
+  static constexpr bool has = false;
+};
+
+/// No data at all: what round-to-nearest needs.
+using uncalibrated = calibrated<>;
+
+}  // namespace lowbit

@@ -1,0 +1,20 @@
+// Everything. Lean users include the folders they need: core, format and matrix cost little; quantise and calibration bring Eigen, io
+// brings nlohmann-json, and the Eigen tensor glue is left out here because it brings Eigen's unsupported modules.
+#pragma once
+
+#include <lowbit/calibration/statistics.hpp>
+#include <lowbit/core/aligned_buffer.hpp>
+#include <lowbit/core/bits.hpp>
+#include <lowbit/core/config.hpp>
+#include <lowbit/core/error.hpp>
+#include <lowbit/core/executor.hpp>
+#include <lowbit/core/float16.hpp>
+#include <lowbit/core/matrix_view.hpp>
+#include <lowbit/format/codec.hpp>
+#include <lowbit/format/registry.hpp>
+#include <lowbit/glue/eigen.hpp>
+#include <lowbit/matrix/packed_matrix.hpp>
+#include <lowbit/matrix/panel_matrix.hpp>
+#include <lowbit/matrix/product.hpp>
+#include <lowbit/quantise/by_id.hpp>
+#include <lowbit/quantise/quantiser.hpp>

@@ -1,0 +1,178 @@
+// Fits: choosing a block's scales. absmax and minmax take the range of the weights; mse_search shrinks it to the least squared error.
+//
+// A fit is a type with `static bool fit(const format_spec&, const float* x, std::size_t n, const float* importance, block_fields)`:
+// n <= spec.block weights (fewer in a ragged last block), optional weights of the squared error, and fields to fill. It returns
+// whether it has chosen the codes too, as reference quantisers do; the fits here leave them to the rounding. Two-level formats are
+// fitted sub-block by sub-block, then the sub-scales are rounded to the super-block's scale, as the k-quants' reference does.
+#pragma once
+
+#include <lowbit/quantise/grid.hpp>
+
+#include <algorithm>
+
+namespace lowbit {
+
+/// A range of weights that a sub-block's codes are spread over.
+struct weight_range {
+  float low = 0, high = 0;
+};
+
+namespace detail {
+
+/// An unrounded scale and the value of the lowest code (offset formats only).
+struct real_scale {
+  float scale = 0, minimum = 0;
+};
+
+constexpr bool has_offset(const format_spec& s) noexcept { return s.minimum.present() || s.zero_point.present(); }
+
+/// The scale that spreads the codes over a range. Symmetric formats put the larger end on the level of the larger magnitude,
+/// with its sign, so that all codes are used (as GGUF's Q4_0 does).
+inline real_scale scale_for(const format_spec& s, weight_range r) noexcept {
+  const level_range levels = levels_of(s);
+  if (has_offset(s)) {
+    // Only a free float minimum may leave zero outside the range.
+    if (s.zero_point.present() || s.sub_minimum.present()) r = {std::min(r.low, 0.0f), std::max(r.high, 0.0f)};
+    return {(r.high - r.low) / (levels.highest - levels.lowest), r.low};
+  }
+  const float extreme = -r.low > r.high ? r.low : r.high;
+  if (-levels.lowest == levels.highest) return {std::fabs(extreme) / levels.highest, 0};
+  return {extreme / (-levels.lowest > levels.highest ? levels.lowest : levels.highest), 0};
+}
+
+/// Stored bits of a scale; one beyond the type's range is held at its largest number.
+inline std::uint32_t stored_scale(number type, float value) noexcept {
+  if (type == number::f16) value = std::clamp(value, -65504.0f, 65504.0f);
+  if (type == number::bf16) value = std::clamp(value, -0x1.fep127f, 0x1.fep127f);
+  return number_bits(type, value);
+}
+
+/// Rounds sub-block scales to the block's fields.
+inline void store_scales(const format_spec& s, const std::vector<real_scale>& sub, const block_fields& f) noexcept {
+  const auto nearest = [](float v, int low, int high) { return std::clamp(static_cast<int>(std::nearbyint(v)), low, high); };
+  const auto super = [&](const integer_field& field, auto value_of) {
+    float extreme = 0;
+    for (const real_scale& r : sub)
+      if (std::fabs(value_of(r)) > std::fabs(extreme)) extreme = value_of(r);
+    const int reach = -field.lowest() > field.highest() ? field.lowest() : field.highest();
+    return extreme / static_cast<float>(reach);
+  };
+  const auto round_to = [&](const integer_field& field, float value, float unit) {
+    const float ratio = unit != 0.0f ? value / unit : 0.0f;
+    return static_cast<std::uint8_t>(field.stored(nearest(std::isfinite(ratio) ? ratio : 0.0f, field.lowest(), field.highest())));
+  };
+  *f.minimum = 0;
+  *f.zero_point = 0;
+  if (s.sub_scale.present()) {
+    *f.scale = stored_scale(s.scale.type, super(s.sub_scale, [](const real_scale& r) { return r.scale; }));
+    const float unit = number_value(s.scale.type, *f.scale);
+    for (std::size_t j = 0; j < sub.size(); ++j) f.sub_scale[j] = round_to(s.sub_scale, sub[j].scale, unit);
+  } else {
+    *f.scale = stored_scale(s.scale.type, sub[0].scale);
+  }
+  if (s.sub_minimum.present()) {
+    *f.minimum = stored_scale(s.minimum.type, super(s.sub_minimum, [](const real_scale& r) { return -r.minimum; }));
+    const float unit = number_value(s.minimum.type, *f.minimum);
+    for (std::size_t j = 0; j < sub.size(); ++j) f.sub_minimum[j] = round_to(s.sub_minimum, -sub[j].minimum, unit);
+  } else if (s.minimum.present()) {
+    *f.minimum = stored_scale(s.minimum.type, sub[0].minimum);
+  } else if (s.zero_point.present()) {
+    const float scale = number_value(s.scale.type, *f.scale);
+    const float ratio = scale != 0.0f ? -sub[0].minimum / scale : 0.0f;
+    *f.zero_point = static_cast<std::uint8_t>(nearest(std::isfinite(ratio) ? ratio : 0.0f, 0, s.codes.highest()));
+  }
+}
+
+/// Fits every sub-block with `choose(x, n, importance) -> weight_range` and stores the result.
+template <class Choose>
+void fit_sub_blocks(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f, Choose&& choose) {
+  std::vector<real_scale> sub(s.sub_blocks());
+  for (std::size_t j = 0; j < sub.size(); ++j) {
+    const std::size_t begin = j * s.sub_block(), end = std::min<std::size_t>(begin + s.sub_block(), n);
+    if (begin >= end) break;  // a ragged block's tail keeps scale 0
+    sub[j] = scale_for(s, choose(x + begin, end - begin, importance != nullptr ? importance + begin : nullptr));
+  }
+  store_scales(s, sub, f);
+}
+
+inline weight_range range_of(const float* x, std::size_t n) noexcept {
+  const auto [low, high] = std::minmax_element(x, x + n);
+  return {*low, *high};
+}
+
+}  // namespace detail
+
+/// The whole range of the weights; for symmetric formats the same as absmax.
+struct minmax {
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f) {
+    detail::fit_sub_blocks(s, x, n, importance, f, [](const float* v, std::size_t count, const float*) { return detail::range_of(v, count); });
+    return false;
+  }
+};
+
+/// The range -max|x| … max|x|, whatever the weights' own asymmetry.
+struct absmax {
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f) {
+    detail::fit_sub_blocks(s, x, n, importance, f, [&](const float* v, std::size_t count, const float*) {
+      weight_range r = detail::range_of(v, count);
+      if (detail::has_offset(s)) {
+        r.high = std::max(-r.low, r.high);
+        r.low = -r.high;
+      }
+      return r;
+    });
+    return false;
+  }
+};
+
+/// The best of `Steps` ranges, the whole one and narrower ones, by the (importance-weighted) squared error of the rounded weights. The
+/// fewer the levels, the more it pays to clip: the narrowest range tried is levels / (levels + 6) of the whole, a quarter for one
+/// bit, nearly three quarters for four.
+template <unsigned Steps = 20>
+struct mse_search {
+  static_assert(Steps >= 1);
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f) {
+    // A sub-block on its own is a block of a one-level format; its error is measured with scales as yet unrounded.
+    format_spec one = s;
+    one.block = s.sub_block();
+    one.sub = 0;
+    one.sub_scale = {};
+    one.sub_minimum = {};
+    if (s.sub_scale.present()) one.scale.type = one.minimum.type = number::f32;
+    if (!s.minimum.present()) one.minimum.type = number::none;
+    block_buffer trial(one);
+    const float levels = static_cast<float>(s.levels()), narrowest = levels / (levels + 6.0f);
+    detail::fit_sub_blocks(s, x, n, importance, f, [&](const float* v, std::size_t count, const float* weights) {
+      const weight_range whole = detail::range_of(v, count);
+      weight_range best = whole;
+      double least = -1;
+      for (unsigned i = 0; i < Steps; ++i) {
+        const float keep = 1.0f - (1.0f - narrowest) * static_cast<float>(i) / static_cast<float>(Steps > 1 ? Steps - 1 : 1);
+        const weight_range r{whole.low * keep, whole.high * keep};
+        detail::real_scale scale = detail::scale_for(one, r);
+        if (s.sub_minimum.present()) scale = detail::scale_for(s, r);
+        detail::store_scales(one, {scale}, trial.fields());
+        const grid g(one, trial.fields());
+        double error = 0;
+        for (std::size_t k = 0; k < count; ++k) {
+          const double e = static_cast<double>(v[k]) - static_cast<double>(g.value(g.code(v[k], k), k));
+          error += (weights != nullptr ? static_cast<double>(weights[k]) : 1.0) * e * e;
+        }
+        if (least < 0 || error < least) {
+          least = error;
+          best = r;
+        }
+      }
+      return best;
+    });
+    return false;
+  }
+};
+
+/// What a fit must offer.
+template <class Fit>
+concept fit_policy = requires(const format_spec& s, const float* x, std::size_t n, const block_fields& f) {
+  { Fit::fit(s, x, n, x, f) } -> std::same_as<bool>;
+};
+
+}  // namespace lowbit

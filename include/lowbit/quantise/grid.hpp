@@ -1,0 +1,78 @@
+// A grid: the values that one block can take once its scales are chosen. Algorithms see formats only through this.
+//
+// A fit chooses a block's fields; the grid then says which code a value rounds to and what value a code has, at any position. Both
+// use the scales as they are stored, so that value(code(v, i), i) is exactly what a reader of the file will get.
+#pragma once
+
+#include <lowbit/format/codec.hpp>
+
+#include <cmath>
+#include <vector>
+
+namespace lowbit {
+
+/// Storage for one block's fields, for any format. Reused from block to block.
+class block_buffer {
+ public:
+  explicit block_buffer(const format_spec& s) : sub_scale_(s.sub_blocks()), sub_minimum_(s.sub_blocks()), codes_(s.block) {}
+  [[nodiscard]] block_fields fields() noexcept {
+    return {&scale_, &minimum_, &zero_point_, sub_scale_.data(), sub_minimum_.data(), codes_.data()};
+  }
+
+ private:
+  std::uint32_t scale_ = 0, minimum_ = 0;
+  std::uint8_t zero_point_ = 0;
+  std::vector<std::uint8_t> sub_scale_, sub_minimum_, codes_;
+};
+
+/// The values that a format's levels reach: code - zero, or the codebook's; from 0 up where the block stores an offset.
+struct level_range {
+  float lowest, highest;
+};
+constexpr level_range levels_of(const format_spec& s) noexcept {
+  if (s.values.present()) return {s.values.values[s.values.order[0]], s.values.values[s.values.order[s.values.size - 1]]};
+  return {static_cast<float>(s.codes.lowest()), static_cast<float>(s.codes.highest())};
+}
+
+/// The grid of one block whose scales, minima and zero-point are chosen.
+class grid {
+ public:
+  grid(const format_spec& s, const block_fields& f) : spec_(&s), zero_(s.zero_point.present() ? *f.zero_point : 0) {
+    sub_.reserve(s.sub_blocks());
+    const float scale = number_value(s.scale.type, *f.scale), minimum = number_value(s.minimum.type, *f.minimum);
+    for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+      affine a{scale, s.minimum.present() ? minimum : 0.0f};
+      if (s.sub_scale.present()) a.scale = rounded_product(scale, static_cast<float>(s.sub_scale.value(f.sub_scale[j])));
+      if (s.sub_minimum.present()) a.offset = -rounded_product(minimum, static_cast<float>(s.sub_minimum.value(f.sub_minimum[j])));
+      sub_.push_back({a, a.scale != 0.0f && std::isfinite(1.0f / a.scale) ? 1.0f / a.scale : 0.0f});
+    }
+  }
+
+  /// The code whose value is nearest to v (codebooks: by their decision bounds; evenly spaced codes: ties to even).
+  [[nodiscard]] unsigned code(float v, std::size_t i) const noexcept {
+    const entry& e = sub_[i / spec_->sub_block()];
+    const float level = rounded_product(v - e.map.offset, e.inverse);
+    if (spec_->values.present()) return spec_->values.nearest(level);
+    const float lowest = static_cast<float>(spec_->codes.lowest() - zero_), highest = static_cast<float>(spec_->codes.highest() - zero_);
+    const float clamped = level < lowest ? lowest : level > highest ? highest : level;
+    return spec_->codes.stored(static_cast<int>(std::nearbyint(clamped)) + zero_);
+  }
+  /// What a reader will see.
+  [[nodiscard]] float value(unsigned code, std::size_t i) const noexcept {
+    const affine& a = sub_[i / spec_->sub_block()].map;
+    const float v = rounded_product(a.scale, level_of(*spec_, code, zero_));
+    return spec_->minimum.present() ? v + a.offset : v;
+  }
+  [[nodiscard]] const format_spec& spec() const noexcept { return *spec_; }
+
+ private:
+  struct entry {
+    affine map;
+    float inverse;
+  };
+  const format_spec* spec_;
+  int zero_;
+  std::vector<entry> sub_;
+};
+
+}  // namespace lowbit
