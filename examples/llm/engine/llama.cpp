@@ -1,6 +1,6 @@
 #include "llama.hpp"
 
-#include <cstring>
+#include "elementwise.hpp"
 
 namespace llm {
 
@@ -14,9 +14,9 @@ void session::normalise(const matrix& x, const std::vector<float>& weight, matri
   for (std::size_t t = 0; t < x.rows(); ++t) rms_norm(x.row(t), weight.data(), x.cols(), model_.config.norm_epsilon, out.row(t));
 }
 
-void session::attention(const layer_weights& w, std::size_t layer) {
+void session::self_attention(const layer_weights& w, std::size_t layer) {
   const model_config& c = model_.config;
-  const std::size_t tokens = normed_.rows(), first = cache_.size();
+  const std::size_t tokens = normed_.rows();
   multiply(normed_, w.query, query_);
   multiply(normed_, w.key, key_);
   multiply(normed_, w.value, value_);
@@ -24,11 +24,9 @@ void session::attention(const layer_weights& w, std::size_t layer) {
     for (std::size_t h = 0; h < c.heads; ++h) rope(query_.row(t) + h * c.head_dim, c.head_dim, c.rope, angles_.row(t));
     for (std::size_t h = 0; h < c.kv_heads; ++h) rope(key_.row(t) + h * c.head_dim, c.head_dim, c.rope, angles_.row(t));
   }
-  const std::size_t bytes = tokens * c.kv_size() * sizeof(float);
-  std::memcpy(cache_.keys(layer) + first * c.kv_size(), key_.row(0), bytes);
-  std::memcpy(cache_.values(layer) + first * c.kv_size(), value_.row(0), bytes);
+  cache_.store(layer, key_, value_);
   mixed_.resize(tokens, c.query_size());
-  attend(c, query_, first, cache_.keys(layer), cache_.values(layer), mixed_, threads_);
+  attend({c, query_, cache_, layer, mixed_}, threads_);
   multiply(mixed_, w.output, delta_);
 }
 
@@ -56,7 +54,7 @@ const matrix& session::feed(std::span<const int> tokens, std::size_t wanted) {
   for (std::size_t layer = 0; layer < c.layers && count != 0; ++layer) {
     const layer_weights& w = model_.layers[layer];
     normalise(x_, w.attention_norm, normed_);
-    attention(w, layer);
+    self_attention(w, layer);
     add_delta();
     normalise(x_, w.mlp_norm, normed_);
     mlp(w);

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "attention.hpp"
-#include "kv_cache.hpp"
 #include "thread_pool.hpp"
 
 #include <lowbit/matrix/panel_matrix.hpp>
@@ -51,7 +50,7 @@ class session {
 
  private:
   void multiply(const matrix& x, const lowbit::panel_matrix& w, matrix& y);
-  void attention(const layer_weights& w, std::size_t layer);
+  void self_attention(const layer_weights& w, std::size_t layer);
   void mlp(const layer_weights& w);
   void normalise(const matrix& x, const std::vector<float>& weight, matrix& out);
 
