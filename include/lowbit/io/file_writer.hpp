@@ -1,0 +1,166 @@
+// Writing a file so that its name either has the whole content or is not touched.
+//
+// Bytes go to a temporary file beside the target (`.NAME.partial-PID`); commit() flushes it to the disk and renames it. A writer that
+// is destroyed without commit removes the temporary. A program that is ended by a signal calls remove_partial_files() from its handler.
+#pragma once
+
+#include <lowbit/io/mapped_file.hpp>
+
+#include <atomic>
+#include <array>
+#include <optional>
+
+namespace lowbit {
+
+namespace detail {
+/// Names of the temporaries that exist now, where a signal handler can read them.
+struct partial_files {
+  static constexpr std::size_t most = 8;
+  struct entry {
+    std::atomic<bool> used{false}, ready{false};
+    std::array<char, 1024> path{};
+  };
+  static std::array<entry, most>& all() {
+    static std::array<entry, most> entries;
+    return entries;
+  }
+};
+}  // namespace detail
+
+/// Removes the temporaries of all open writers. Safe to call from a signal handler.
+inline void remove_partial_files() noexcept {
+  for (auto& e : detail::partial_files::all())
+    if (e.ready.load()) ::unlink(e.path.data());
+}
+
+/// Movable. Not for several threads at once.
+class file_writer {
+ public:
+  /// Fails (io) where the folder is missing or cannot be written to, or the target is a directory.
+  static result<file_writer> create(const std::filesystem::path& target) {
+    std::error_code ignored;
+    if (std::filesystem::is_directory(target, ignored)) return failure{errc::io, "cannot write " + target.string() + ": it is a directory"};
+    file_writer w;
+    w.target_ = target;
+    w.partial_ = target.parent_path() / ("." + target.filename().string() + ".partial-" + std::to_string(::getpid()));
+    w.fd_ = ::open(w.partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (w.fd_ < 0) return detail::system_failure("cannot write", target);
+    w.remember();
+    w.buffer_.reserve(buffer_bytes);
+    return w;
+  }
+
+  file_writer(file_writer&& other) noexcept { swap(other); }
+  file_writer& operator=(file_writer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~file_writer() { abandon(); }
+
+  /// Appends bytes. After a failure (disk full, …) every later call fails as well.
+  status append(std::span<const std::uint8_t> bytes) {
+    LOWBIT_EXPECTS(fd_ >= 0);
+    if (problem_) return *problem_;
+    written_ += bytes.size();
+    if (buffer_.size() + bytes.size() <= buffer_bytes) {
+      buffer_.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      return done{};
+    }
+    if (status flushed = flush(); !flushed) return flushed;
+    return write_all(bytes.data(), bytes.size());
+  }
+  status append(std::string_view text) { return append({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()}); }
+  template <class T>
+    requires std::is_arithmetic_v<T>
+  status append_number(T value) {
+    std::uint8_t bytes[sizeof(T)];
+    std::memcpy(bytes, &value, sizeof(T));
+    return append(std::span<const std::uint8_t>(bytes));
+  }
+  /// Zeros up to the next multiple of `alignment`.
+  status pad_to(std::size_t alignment) {
+    const std::string zeros((alignment - written_ % alignment) % alignment, '\0');
+    return append(std::string_view(zeros));
+  }
+  [[nodiscard]] std::size_t written() const noexcept { return written_; }
+
+  /// Makes the file appear under its name.
+  status commit() {
+    LOWBIT_EXPECTS(fd_ >= 0);
+    if (status flushed = flush(); !flushed) return flushed;
+    if (::fsync(fd_) != 0 && errno != EINVAL) return fail("cannot write");
+    if (::close(std::exchange(fd_, -1)) != 0 || ::rename(partial_.c_str(), target_.c_str()) != 0) {
+      const failure f = detail::system_failure("cannot write", target_);
+      ::unlink(partial_.c_str());
+      forget();
+      return f;
+    }
+    forget();
+    return done{};
+  }
+
+ private:
+  static constexpr std::size_t buffer_bytes = std::size_t{1} << 20;
+
+  file_writer() = default;
+  void swap(file_writer& other) noexcept {
+    std::swap(target_, other.target_);
+    std::swap(partial_, other.partial_);
+    std::swap(fd_, other.fd_);
+    std::swap(written_, other.written_);
+    std::swap(buffer_, other.buffer_);
+    std::swap(problem_, other.problem_);
+    std::swap(entry_, other.entry_);
+  }
+  void remember() noexcept {
+    const std::string path = partial_.string();
+    for (auto& e : detail::partial_files::all()) {
+      if (path.size() >= e.path.size() || e.used.exchange(true)) continue;
+      std::memcpy(e.path.data(), path.c_str(), path.size() + 1);
+      e.ready = true;
+      entry_ = &e;
+      return;
+    }
+  }
+  void forget() noexcept {
+    if (entry_ == nullptr) return;
+    entry_->ready = false;
+    entry_->used = false;
+    entry_ = nullptr;
+  }
+  void abandon() noexcept {
+    if (fd_ < 0) return;
+    ::close(std::exchange(fd_, -1));
+    ::unlink(partial_.c_str());
+    forget();
+  }
+  status fail(const std::string& what) {
+    problem_ = detail::system_failure(what, target_);
+    return *problem_;
+  }
+  status write_all(const std::uint8_t* data, std::size_t size) {
+    while (size != 0) {
+      const ssize_t n = ::write(fd_, data, size);
+      if (n < 0 && errno == EINTR) continue;
+      if (n < 0) return fail("cannot write");
+      data += n;
+      size -= static_cast<std::size_t>(n);
+    }
+    return done{};
+  }
+  status flush() {
+    if (problem_) return *problem_;
+    const std::string pending = std::exchange(buffer_, {});
+    buffer_.reserve(buffer_bytes);
+    return write_all(reinterpret_cast<const std::uint8_t*>(pending.data()), pending.size());
+  }
+
+  std::filesystem::path target_, partial_;
+  int fd_ = -1;
+  std::size_t written_ = 0;
+  std::string buffer_;
+  std::optional<failure> problem_;
+  detail::partial_files::entry* entry_ = nullptr;
+};
+
+}  // namespace lowbit
