@@ -1,0 +1,234 @@
+// Reading safetensors: a JSON header, then raw tensors. Rules: safetensors' src/tensor.rs (Metadata::validate).
+//
+// A file is valid only if the tensors' byte ranges, sorted, start at 0, leave no hole, do not overlap, have the size that shape and type
+// say, and end where the file ends. Sharded models are read through their index, whose file names are not trusted.
+#pragma once
+
+#include <lowbit/core/bits.hpp>
+#include <lowbit/io/byte_reader.hpp>
+#include <lowbit/io/mapped_file.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace lowbit {
+
+/// Bits of an element of a safetensors type; nothing for an unknown one.
+inline std::optional<unsigned> safetensors_bits(std::string_view dtype) noexcept {
+  struct entry {
+    std::string_view name;
+    unsigned bits;
+  };
+  static constexpr entry known[] = {{"BOOL", 8},       {"F4", 4},          {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},
+                                    {"F8_E5M2", 8},    {"F8_E4M3", 8},     {"F8_E8M0", 8},     {"F8_E4M3FNUZ", 8},          {"F8_E5M2FNUZ", 8},
+                                    {"I16", 16},       {"U16", 16},        {"F16", 16},        {"BF16", 16},   {"I32", 32}, {"U32", 32},
+                                    {"F32", 32},       {"C64", 64},        {"F64", 64},        {"I64", 64},    {"U64", 64}};
+  for (const entry& e : known)
+    if (e.name == dtype) return e.bits;
+  return std::nullopt;
+}
+
+/// One tensor; the last dimension is the fastest.
+struct safetensor {
+  std::string name;
+  std::string dtype;   ///< "F32", "BF16", "U8", …
+  std::vector<std::uint64_t> shape;
+  std::span<const std::uint8_t> data;
+};
+
+/// The content of a file whose bytes somebody else keeps. Tensors in the order of their data.
+struct safetensors_content {
+  std::vector<safetensor> tensors;
+  std::map<std::string, std::string> metadata;
+
+  [[nodiscard]] const safetensor* find(std::string_view name) const noexcept {
+    const auto at = std::find_if(tensors.begin(), tensors.end(), [&](const safetensor& t) { return t.name == name; });
+    return at != tensors.end() ? &*at : nullptr;
+  }
+};
+
+namespace detail {
+
+/// Parses JSON that is not nested deeper than `deepest` and repeats no key in an object.
+inline result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& what, int deepest = 32) {
+  using event = nlohmann::ordered_json::parse_event_t;
+  std::vector<std::set<std::string>> keys;
+  std::string repeated;
+  const auto watch = [&](int, event what_comes, nlohmann::ordered_json& value) {
+    if (what_comes == event::object_start) keys.emplace_back();
+    else if (what_comes == event::object_end && !keys.empty()) keys.pop_back();
+    else if (what_comes == event::key && !keys.empty() && !keys.back().insert(value.get<std::string>()).second) repeated = value.get<std::string>();
+    return true;
+  };
+  // Nesting is bounded before parsing: the parser's own stack is the thing to protect.
+  int depth = 0, most = 0;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (quoted) {
+      if (text[i] == '\\') ++i;
+      else if (text[i] == '"') quoted = false;
+    } else if (text[i] == '"') quoted = true;
+    else if (text[i] == '{' || text[i] == '[') most = std::max(most, ++depth);
+    else if (text[i] == '}' || text[i] == ']') --depth;
+  }
+  if (most > deepest) return failure{errc::malformed, what + " is nested too deeply"};
+  auto json = nlohmann::ordered_json::parse(text.begin(), text.end(), watch, false);
+  if (json.is_discarded()) return failure{errc::malformed, what + " is not valid JSON"};
+  if (!repeated.empty()) return failure{errc::malformed, what + " has the key '" + repeated + "' twice"};
+  return json;
+}
+
+inline std::optional<std::uint64_t> json_size(const nlohmann::ordered_json& v) {
+  if (!v.is_number_integer() || (!v.is_number_unsigned() && v.get<std::int64_t>() < 0)) return std::nullopt;
+  return v.get<std::uint64_t>();
+}
+
+}  // namespace detail
+
+/// Parses a whole file. The spans in the result point into `file`.
+inline result<safetensors_content> read_safetensors(std::span<const std::uint8_t> file) {
+  byte_reader in(file);
+  const auto length = in.read<std::uint64_t>();
+  if (!in.ok()) return failure{errc::truncated, "the safetensors file is shorter than its header's length"};
+  if (length > 100'000'000) return failure{errc::bad_magic, "not a safetensors file (a header of " + std::to_string(length) + " bytes)"};
+  if (length > in.left()) return failure{errc::truncated, "the safetensors header ends after the file"};
+  const auto head = in.take(static_cast<std::size_t>(length));
+  const std::string_view text(reinterpret_cast<const char*>(head.data()), head.size());
+  if (text.empty() || text[0] != '{') return failure{errc::bad_magic, "not a safetensors file (the header does not begin with '{')"};
+  auto parsed = detail::parse_json(text, "the safetensors header", 8);
+  if (!parsed) return std::move(parsed).error();
+  const auto data = file.subspan(in.position());
+
+  struct range {
+    std::uint64_t begin, end;
+  };
+  safetensors_content content;
+  std::vector<range> ranges;
+  for (const auto& [name, info] : parsed->items()) {
+    const auto bad = [&, &tensor = name](const std::string& what) { return failure{errc::malformed, "tensor '" + tensor + "': " + what}; };
+    if (name == "__metadata__") {
+      if (!info.is_object()) return failure{errc::malformed, "__metadata__ is not an object"};
+      for (const auto& [key, value] : info.items()) {
+        if (!value.is_string()) return failure{errc::malformed, "__metadata__ '" + key + "' is not a string"};
+        content.metadata.emplace(key, value.get<std::string>());
+      }
+      continue;
+    }
+    if (!info.is_object() || !info.contains("dtype") || !info.contains("shape") || !info.contains("data_offsets") || info.size() != 3)
+      return bad("needs exactly dtype, shape and data_offsets");
+    if (!info["dtype"].is_string() || !info["shape"].is_array() || !info["data_offsets"].is_array() || info["data_offsets"].size() != 2)
+      return bad("dtype, shape or data_offsets is of the wrong kind");
+    safetensor t;
+    t.name = name;
+    t.dtype = info["dtype"].get<std::string>();
+    const auto bits = safetensors_bits(t.dtype);
+    if (!bits) return failure{errc::unsupported, "tensor '" + name + "': unknown dtype " + t.dtype};
+    std::size_t elements = 1;
+    for (const auto& d : info["shape"]) {
+      const auto size = detail::json_size(d);
+      const auto product = size ? checked_mul(elements, static_cast<std::size_t>(*size)) : std::nullopt;
+      if (!product) return failure{errc::shape, "tensor '" + name + "': its shape is not of sizes, or overflows"};
+      t.shape.push_back(*size);
+      elements = *product;
+    }
+    const auto total = checked_mul(elements, *bits);
+    if (!total || *total % 8 != 0) return failure{errc::shape, "tensor '" + name + "': its size overflows, or is not whole bytes"};
+    const auto begin = detail::json_size(info["data_offsets"][0]), end = detail::json_size(info["data_offsets"][1]);
+    if (!begin || !end || *begin > *end) return bad("its data_offsets are not a range");
+    if (*end > data.size()) return failure{errc::truncated, "tensor '" + name + "': its data end after the file"};
+    if (*end - *begin != *total / 8)
+      return failure{errc::shape, "tensor '" + name + "': shape and dtype want " + std::to_string(*total / 8) + " bytes, data_offsets hold " +
+                                      std::to_string(*end - *begin)};
+    t.data = data.subspan(static_cast<std::size_t>(*begin), static_cast<std::size_t>(*end - *begin));
+    content.tensors.push_back(std::move(t));
+    ranges.push_back({*begin, *end});
+  }
+  std::vector<std::size_t> order(ranges.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return std::pair(ranges[a].begin, ranges[a].end) < std::pair(ranges[b].begin, ranges[b].end);
+  });
+  std::uint64_t at = 0;
+  std::vector<safetensor> sorted;
+  for (const std::size_t i : order) {
+    if (ranges[i].begin != at)
+      return failure{errc::malformed, "tensor '" + content.tensors[i].name + "': its data " + (ranges[i].begin < at ? "overlap" : "leave a hole after") + " those before"};
+    at = ranges[i].end;
+    sorted.push_back(std::move(content.tensors[i]));
+  }
+  if (at != data.size()) return failure{errc::malformed, "the safetensors file has " + std::to_string(data.size() - at) + " bytes after its last tensor"};
+  content.tensors = std::move(sorted);
+  return content;
+}
+
+/// A model in one file or several, mapped.
+class safetensors_model {
+ public:
+  /// `path` is a .safetensors file, an index (.json), or a folder that holds model.safetensors or its index.
+  static result<safetensors_model> open(std::filesystem::path path) {
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored)) {
+      const auto index = path / "model.safetensors.index.json";
+      path = std::filesystem::exists(index, ignored) ? index : path / "model.safetensors";
+    }
+    safetensors_model model;
+    if (path.extension() != ".json") {
+      if (status s = model.add(path); !s) return std::move(s).error();
+      return model;
+    }
+    auto index = mapped_file::open(path);
+    if (!index) return std::move(index).error();
+    const auto bytes = index->bytes();
+    const auto json = detail::parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path.string());
+    if (!json) return json.error();
+    if (!json->is_object() || !json->contains("weight_map") || !(*json)["weight_map"].is_object())
+      return failure{errc::malformed, path.string() + " has no weight_map"};
+    std::map<std::string, std::string> where;
+    std::set<std::string> files;
+    for (const auto& [tensor, file] : (*json)["weight_map"].items()) {
+      const std::string name = file.is_string() ? file.get<std::string>() : "";
+      if (name.empty() || name.find('/') != std::string::npos || name.find('\\') != std::string::npos || name.find('\0') != std::string::npos || name == "." || name == "..")
+        return failure{errc::malformed, path.string() + ": '" + name + "' is not the name of a file beside it"};
+      where[tensor] = name;
+      files.insert(name);
+    }
+    for (const std::string& name : files)
+      if (status s = model.add(path.parent_path() / name); !s) return std::move(s).error();
+    for (const auto& [tensor, file] : where)
+      if (model.find(tensor) == nullptr) return failure{errc::not_found, path.string() + ": tensor '" + tensor + "' is not in " + file};
+    return model;
+  }
+
+  [[nodiscard]] const std::vector<safetensor>& tensors() const noexcept { return tensors_; }
+  [[nodiscard]] const safetensor* find(std::string_view name) const noexcept {
+    const auto at = by_name_.find(name);
+    return at != by_name_.end() ? &tensors_[at->second] : nullptr;
+  }
+
+ private:
+  status add(const std::filesystem::path& path) {
+    auto file = mapped_file::open(path);
+    if (!file) return std::move(file).error();
+    auto content = read_safetensors(file->bytes());
+    if (!content) return failure{content.error().kind, path.string() + ": " + content.error().message};
+    for (safetensor& t : content->tensors) {
+      if (!by_name_.emplace(t.name, tensors_.size()).second) return failure{errc::malformed, path.string() + ": tensor '" + t.name + "' is in two files"};
+      tensors_.push_back(std::move(t));
+    }
+    files_.push_back(*std::move(file));
+    return done{};
+  }
+
+  std::vector<mapped_file> files_;
+  std::vector<safetensor> tensors_;
+  std::map<std::string, std::size_t, std::less<>> by_name_;
+};
+
+}  // namespace lowbit
