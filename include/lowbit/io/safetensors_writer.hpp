@@ -6,17 +6,22 @@
 
 namespace lowbit {
 
+/// In which order tensors lie in the file. Readers take any.
+enum class tensor_order : std::uint8_t {
+  sorted,      ///< as the reference writes them: the widest element types first, then by name
+  as_declared  ///< so that the parts of one weight can be written while it is at hand
+};
+
 /// Declares a file, then fills it in the order of `order()`. The file appears under its name only when commit() succeeds.
 class safetensors_writer {
  public:
-  /// Writes the header. Of each tensor name, dtype and shape count; they are sorted as the reference does, by the alignment of their
-  /// type (widest first), then by name. `metadata` usually holds {"format": "pt"}.
+  /// Writes the header. Of each tensor name, dtype and shape count. `metadata` usually holds {"format": "pt"}.
   static result<safetensors_writer> create(const std::filesystem::path& target, const std::map<std::string, std::string>& metadata,
-                                           std::vector<safetensor> tensors) {
+                                           std::vector<safetensor> tensors, tensor_order how = tensor_order::sorted) {
     safetensors_writer w;
     for (const safetensor& t : tensors)
       if (!safetensors_bits(t.dtype)) return failure{errc::bad_value, "tensor '" + t.name + "': unknown dtype " + t.dtype};
-    std::stable_sort(tensors.begin(), tensors.end(), [](const safetensor& a, const safetensor& b) {
+    if (how == tensor_order::sorted) std::stable_sort(tensors.begin(), tensors.end(), [](const safetensor& a, const safetensor& b) {
       const unsigned wide_a = *safetensors_bits(a.dtype), wide_b = *safetensors_bits(b.dtype);
       return wide_a != wide_b ? wide_a > wide_b : a.name < b.name;
     });
