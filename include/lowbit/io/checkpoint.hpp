@@ -126,15 +126,15 @@ result<packed_matrix> read_bitsandbytes(const Find& find, const std::string& nam
   if (codes == nullptr || absmax == nullptr) return failure{errc::not_found, "tensor '" + name + "' or its absmax is missing"};
   if (json->contains("nested_blocksize")) return failure{errc::unsupported, "tensor '" + name + "': nested quantisation is not read"};
   const auto& shape = json->contains("shape") ? (*json)["shape"] : nlohmann::ordered_json();
-  const auto rows = shape.is_array() && shape.size() == 2 ? json_size(shape[0]) : std::nullopt;
-  const auto cols = shape.is_array() && shape.size() == 2 ? json_size(shape[1]) : std::nullopt;
-  if (!rows || !cols || !json->contains("blocksize") || json_size((*json)["blocksize"]) != s.block || *cols % s.block != 0)
+  const bool matrix = shape.is_array() && shape.size() == 2 && json_size(shape[0]) && json_size(shape[1]);
+  const std::uint64_t rows = matrix ? json_size(shape[0]).value_or(0) : 0, cols = matrix ? json_size(shape[1]).value_or(0) : 0;
+  if (!matrix || !json->contains("blocksize") || json_size((*json)["blocksize"]) != s.block || cols % s.block != 0)
     return bad_part(state, "a [rows, cols] shape of whole rows of 64-blocks is needed");
-  const auto count = checked_mul(static_cast<std::size_t>(*rows), static_cast<std::size_t>(*cols / s.block));
+  const auto count = checked_mul(static_cast<std::size_t>(rows), static_cast<std::size_t>(cols / s.block));
   if (!count || absmax->dtype != "F32" || absmax->data.size() / 4 != *count || codes->data.size() / (s.block / 2) != *count ||
       absmax->data.size() % 4 != 0 || codes->data.size() % (s.block / 2) != 0)
     return bad_part(*codes, "codes, absmax and shape contradict each other");
-  packed_matrix w(s, static_cast<std::size_t>(*rows), static_cast<std::size_t>(*cols));
+  packed_matrix w(s, static_cast<std::size_t>(rows), static_cast<std::size_t>(cols));
   for (std::size_t i = 0; i < *count; ++i) {
     std::uint8_t* const block = w.bytes().data() + i * s.bytes;
     std::memcpy(block + s.scale.at, absmax->data.data() + 4 * i, 4);

@@ -6,13 +6,14 @@
 
 #include <lowbit/core/error.hpp>
 #include <lowbit/core/executor.hpp>
-#include <lowbit/kernel/dispatch.hpp>
+#include <lowbit/kernel/exchange.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/quantise/round.hpp>
 #include <lowbit/quantise/standard.hpp>
 #include <lowbit/quantise/transform.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 
 namespace lowbit {
@@ -57,7 +58,6 @@ inline void store_floats(const format_spec& s, const float* row, std::size_t col
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
 void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats& stats, packed_matrix& out, E& executor) {
   const typename Rounding::template state<Stats> state(stats);
-  const kernel::unit& unit = kernel::best_unit();
   Eigen::VectorXf importance;
   if constexpr (Stats::template has<channel_importance>) importance = stats.template get<channel_importance>().mean();
   for_parts(executor, w.rows, 1, [&](std::size_t begin, std::size_t end) {
@@ -74,7 +74,7 @@ void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats
                                           std::uint8_t* const block = out.row(r) + b * s.bytes;
                                           write_header(s, f, block);
                                           for (std::size_t i = 0; i < s.block; i += kernel::piece)
-                                            unit.pack_codes(s, f.codes + i, i, std::min<std::size_t>(kernel::piece, s.block - i), block);
+                                            kernel::pack_codes<xsimd::default_arch>(s, f.codes + i, i, std::min<std::size_t>(kernel::piece, s.block - i), block);
                                         });
     }
   });

@@ -132,12 +132,6 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
 
 }  // namespace lowbit::simd
 
-#if XSIMD_WITH_SSE2
-#include <lowbit/simd/x86_sse.hpp>
-#endif
-#if XSIMD_WITH_AVX2
 #include <lowbit/simd/x86_avx2.hpp>
-#endif
-#if XSIMD_WITH_AVX512BW
 #include <lowbit/simd/x86_avx512.hpp>
-#endif
+#include <lowbit/simd/x86_sse.hpp>

@@ -3,6 +3,8 @@
 
 #include <lowbit/simd/primitives.hpp>
 
+#if XSIMD_WITH_AVX2
+
 namespace lowbit::simd {
 
 template <class Arch>
@@ -61,3 +63,5 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, require
 #endif
 
 }  // namespace lowbit::simd
+
+#endif

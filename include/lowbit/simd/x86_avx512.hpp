@@ -3,6 +3,8 @@
 
 #include <lowbit/simd/primitives.hpp>
 
+#if XSIMD_WITH_AVX512BW
+
 namespace lowbit::simd {
 
 template <class Arch>
@@ -73,3 +75,5 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arc
 #endif
 
 }  // namespace lowbit::simd
+
+#endif

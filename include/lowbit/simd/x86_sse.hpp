@@ -3,6 +3,8 @@
 
 #include <lowbit/simd/primitives.hpp>
 
+#if XSIMD_WITH_SSE2
+
 namespace lowbit::simd {
 
 template <class Arch>
@@ -63,3 +65,5 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t*
 #endif
 
 }  // namespace lowbit::simd
+
+#endif
