@@ -1,0 +1,141 @@
+// Every kernel for every format on every instruction set of this machine: rows operation/format/arch/MxK/tokens/threads.
+//
+// Each row counts weights/s, bytes/s and, as `of_roof`, its share of a limit measured in the same process: the bandwidth of memory for
+// rows of one token and for conversions, the peak of integer dots or of float multiply-adds for rows of many. One-token rows rotate
+// through more memory than caches hold. Filter rows with --benchmark_filter: by default there are several hundred.
+#include "roofs.hpp"
+
+#include <lowbit/format/registry.hpp>
+#include <lowbit/matrix/product.hpp>
+
+#include <benchmark/benchmark.h>
+
+#include <cstdio>
+#include <random>
+#include <string>
+
+using namespace lowbit;
+
+namespace {
+
+struct shape {
+  std::size_t rows, cols;
+};
+constexpr shape shapes[] = {{4096, 4096}, {4096, 14336}};
+constexpr std::size_t streamed_bytes = std::size_t{540} << 20;
+
+packed_matrix random_weights(const format_spec& s, shape n) {
+  packed_matrix w(s, n.rows, n.cols);
+  std::mt19937 random(1);
+  // Bits 6 and 14 of every 16 cleared: no scale, wherever it lies, is infinite or NaN.
+  for (std::size_t i = 0; i + 4 <= w.bytes().size(); i += 4) {
+    const auto bits = static_cast<std::uint32_t>(random()) & 0x3fff3fffu;
+    std::memcpy(w.bytes().data() + i, &bits, 4);
+  }
+  return w;
+}
+
+void count(benchmark::State& state, double weights, double bytes, double work, double roof, const char* roof_name) {
+  using benchmark::Counter;
+  const auto per_second = [&](double n) { return Counter(n, Counter::kIsIterationInvariantRate); };
+  state.counters["weights/s"] = per_second(weights);
+  state.counters["bytes/s"] = per_second(bytes);
+  if (roof > 0) state.counters["of_roof"] = per_second(work / roof);
+  char label[64];
+  std::snprintf(label, sizeof label, "roof %.1f G%s/s", roof / 1e9, roof_name);
+  state.SetLabel(label);
+}
+
+void multiply_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n, std::size_t tokens, precision how) {
+  serial_executor serial;
+  const packed_matrix w = random_weights(s, n);
+  std::vector<panel_matrix> copies;
+  const std::size_t wanted = tokens == 1 ? streamed_bytes : 1;
+  for (std::size_t bytes = 0; bytes < wanted; bytes += copies.back().size_bytes())
+    copies.push_back(panel_matrix::from(w.view(), serial, unit));
+  std::vector<float> x(tokens * n.cols), y(tokens * n.rows);
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  for (float& v : x) v = normal(random);
+  workspace space;
+  std::size_t i = 0;
+  for (auto _ : state) {
+    multiply({x.data(), tokens, n.cols}, copies[i++ % copies.size()], {y.data(), tokens, n.rows}, space, how);
+    benchmark::ClobberMemory();
+  }
+  const auto weights = static_cast<double>(n.rows * n.cols), bytes = static_cast<double>(copies[0].size_bytes());
+  const double operations = 2 * weights * static_cast<double>(tokens);
+  const bool exact = how == precision::exact || copies[0].products().int8 == nullptr;
+  if (tokens == 1) count(state, weights, bytes, bytes, bench::read_roof(), "B");
+  else count(state, weights, bytes, operations, exact ? bench::float_roof(unit.name) : bench::int8_roof(unit.name), "op");
+}
+
+void dequantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
+  const packed_matrix w = random_weights(s, n);
+  std::vector<float> out(n.rows * n.cols);
+  for (auto _ : state) {
+    for (std::size_t r = 0; r < n.rows; ++r) unit.dequantise_row(s, w.row(r), n.cols, &out[r * n.cols]);
+    benchmark::ClobberMemory();
+  }
+  const auto weights = static_cast<double>(n.rows * n.cols);
+  count(state, weights, static_cast<double>(w.bytes().size()), 4 * weights, bench::write_roof(), "B");
+}
+
+template <bool Pack>
+void codes_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
+  packed_matrix w = random_weights(s, n);
+  std::vector<std::uint8_t> codes(n.cols + kernel::piece);
+  for (auto _ : state)
+    for (std::size_t r = 0; r < n.rows; ++r)
+      for (std::size_t b = 0, c = 0; c < n.cols; ++b)
+        for (std::size_t i = 0; i < s.block; i += kernel::piece) {
+          const std::size_t size = std::min<std::size_t>(kernel::piece, s.block - i);
+          std::uint8_t* const block = w.row(r) + b * s.bytes;
+          Pack ? unit.pack_codes(s, &codes[c], i, size, block) : unit.unpack_codes(s, block, i, size, &codes[c]);
+          c += size;
+        }
+  const auto weights = static_cast<double>(n.rows * n.cols);
+  count(state, weights, static_cast<double>(w.bytes().size()), static_cast<double>(w.bytes().size()), bench::read_roof(), "B");
+}
+
+void build_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
+  serial_executor serial;
+  const packed_matrix w = random_weights(s, n);
+  for (auto _ : state) benchmark::DoNotOptimize(panel_matrix::from(w.view(), serial, unit).data());
+  const auto bytes = static_cast<double>(w.bytes().size());
+  count(state, static_cast<double>(n.rows * n.cols), bytes, bytes, bench::read_roof(), "B");
+}
+
+void add_rows() {
+  for (const auto& u : kernel::linked_units()) {
+    if (!u.available) continue;
+    const kernel::unit& unit = *u.kernels;
+    for (const format_spec* s : all_formats::specs)
+      for (const shape n : shapes) {
+        const auto add = [&](const std::string& operation, std::size_t tokens, auto run) {
+          const std::string name = operation + "/" + std::string(s->name) + "/" + u.name + "/" + std::to_string(n.rows) + "x" +
+                                   std::to_string(n.cols) + "/" + std::to_string(tokens) + "/1";
+          benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime()->Unit(benchmark::kMillisecond);
+        };
+        for (const std::size_t tokens : {1, 4, 16, 64, 512}) {
+          if (kernel::layout_of(*s).shape.has_int8())
+            add("matmul", tokens, [=, &unit](benchmark::State& st) { multiply_row(st, unit, *s, n, tokens, precision::int8); });
+          add("matmul_exact", tokens, [=, &unit](benchmark::State& st) { multiply_row(st, unit, *s, n, tokens, precision::exact); });
+        }
+        add("dequantise", 0, [=, &unit](benchmark::State& st) { dequantise_row(st, unit, *s, n); });
+        add("build", 0, [=, &unit](benchmark::State& st) { build_row(st, unit, *s, n); });
+        if (s->is_float()) continue;
+        add("unpack", 0, [=, &unit](benchmark::State& st) { codes_row<false>(st, unit, *s, n); });
+        add("pack", 0, [=, &unit](benchmark::State& st) { codes_row<true>(st, unit, *s, n); });
+      }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  add_rows();
+  benchmark::RunSpecifiedBenchmarks();
+}

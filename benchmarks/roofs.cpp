@@ -1,0 +1,115 @@
+#include "roofs.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lowbit::bench {
+
+namespace {
+
+double seconds_of(auto&& f) {
+  double best = 1e9;
+  for (int i = 0; i < 5; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    f();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+/// More than twice any last-level cache that this is likely to meet.
+std::vector<std::uint64_t>& memory() {
+  static std::vector<std::uint64_t> m((std::size_t{256} << 20) / 8, 1);
+  return m;
+}
+
+#if defined(__x86_64__)
+// Sixteen independent accumulators: enough for the latency of every core so far. The asm keeps the loop from being folded.
+#define LOWBIT_PEAK(name, target_isa, reg, zero, op)                      \
+  __attribute__((target(target_isa))) void name(std::size_t rounds) {     \
+    reg acc[16], a = zero(), b = zero();                                  \
+    for (auto& v : acc) v = zero();                                       \
+    asm volatile("" : "+v"(a), "+v"(b));                                  \
+    for (std::size_t r = 0; r < rounds; ++r) {                            \
+      _Pragma("GCC unroll 16") for (auto& v : acc) {                      \
+        v = op;                                                           \
+        asm volatile("" : "+v"(v));                                       \
+      }                                                                   \
+    }                                                                     \
+  }
+LOWBIT_PEAK(dots_vnni512, "avx512f,avx512bw,avx512vnni", __m512i, _mm512_setzero_si512, _mm512_dpbusd_epi32(v, a, b))
+LOWBIT_PEAK(dots_bw512, "avx512f,avx512bw", __m512i, _mm512_setzero_si512,
+            _mm512_add_epi32(v, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), a)))
+LOWBIT_PEAK(dots_avx2, "avx2", __m256i, _mm256_setzero_si256, _mm256_add_epi32(v, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), a)))
+LOWBIT_PEAK(dots_ssse3, "ssse3", __m128i, _mm_setzero_si128, _mm_add_epi32(v, _mm_madd_epi16(_mm_maddubs_epi16(a, b), a)))
+LOWBIT_PEAK(fma_512, "avx512f", __m512, _mm512_setzero_ps, _mm512_fmadd_ps(a, b, v))
+LOWBIT_PEAK(fma_256, "avx2,fma", __m256, _mm256_setzero_ps, _mm256_fmadd_ps(a, b, v))
+LOWBIT_PEAK(mul_add_128, "sse2", __m128, _mm_setzero_ps, _mm_add_ps(v, _mm_mul_ps(a, b)))
+#undef LOWBIT_PEAK
+
+double rate(void (*loop)(std::size_t), double operations) {
+  constexpr std::size_t rounds = 2'000'000;
+  return static_cast<double>(rounds) * 16 * operations / seconds_of([&] { loop(rounds); });
+}
+#endif
+
+}  // namespace
+
+double read_roof() {
+  static const double roof = [] {
+    const auto& m = memory();
+    volatile std::uint64_t sink;
+    const double s = seconds_of([&] {
+      std::uint64_t sums[16] = {};
+      for (std::size_t i = 0; i < m.size(); i += 16)
+        for (std::size_t k = 0; k < 16; ++k) sums[k] += m[i + k];
+      std::uint64_t sum = 0;
+      for (const std::uint64_t v : sums) sum += v;
+      sink = sum;
+    });
+    (void)sink;
+    return static_cast<double>(m.size() * 8) / s;
+  }();
+  return roof;
+}
+
+double write_roof() {
+  static const double roof = [] {
+    auto& m = memory();
+    int value = 0;
+    const double s = seconds_of([&] { std::memset(m.data(), ++value, m.size() * 8); });
+    return static_cast<double>(m.size() * 8) / s;
+  }();
+  return roof;
+}
+
+double int8_roof([[maybe_unused]] const char* arch) {
+#if defined(__x86_64__)
+  const std::string_view name(arch);
+  if (name.starts_with("avx512vnni")) return rate(dots_vnni512, 128);
+  if (name.starts_with("avx512")) return rate(dots_bw512, 128);
+  if (name.find("avx2") != name.npos) return rate(dots_avx2, 64);
+  if (name.starts_with("sse4") || name.starts_with("ssse3")) return rate(dots_ssse3, 32);
+#endif
+  return 0;
+}
+
+double float_roof([[maybe_unused]] const char* arch) {
+#if defined(__x86_64__)
+  const std::string_view name(arch);
+  if (name.starts_with("avx512")) return rate(fma_512, 32);
+  if (name.find("avx2") != name.npos) return rate(fma_256, 16);
+  return rate(mul_add_128, 8);
+#else
+  return 0;
+#endif
+}
+
+}  // namespace lowbit::bench
