@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 
 using namespace llm;
@@ -54,7 +55,9 @@ TEST_CASE("the two row orders of RoPE are the same rotation of permuted rows") {
     return y;
   };
   const lowbit::packed_view view{&lowbit::spec_of<lowbit::f32>, rows, cols, reinterpret_cast<const std::uint8_t*>(w.data())};
-  const lowbit::packed_matrix turned = interleave_rows(view, heads);
+  const lowbit::packed_matrix turned = reorder_rows(view, heads, rope_order::pairs);
+  const lowbit::packed_matrix back = reorder_rows(turned.view(), heads, rope_order::halves);
+  CHECK(std::memcmp(back.bytes().data(), w.data(), back.bytes().size()) == 0);
   std::vector<float> permuted(rows * cols);
   lowbit::decode(turned.view(), {permuted.data(), rows, cols});
 

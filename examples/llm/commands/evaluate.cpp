@@ -27,7 +27,7 @@ lowbit::status run(const options& o, const common_options& common) {
   logit_source reference_logits;
   loaded_model reference;
   if (!o.reference.empty()) {
-    auto loaded = load_model(o.reference, common, threads, as_float32);
+    auto loaded = load_model(o.reference, common, threads, as_float32(threads));
     if (!loaded) return std::move(loaded).error();
     reference = *std::move(loaded);
     if (reference.model->config.vocabulary != model->model->config.vocabulary || reference.words.data().pieces != model->words.data().pieces)

@@ -44,6 +44,8 @@ inline lowbit::status check(const model_config& c) {
   if (c.head_dim % 2 != 0) return fail("the head size is odd");
   if (!(c.norm_epsilon >= 0.0f && c.norm_epsilon < 1.0f)) return fail("the epsilon of the norms is out of range");
   if (!(c.rope_base > 0.0f && c.rope_base < 1e12f)) return fail("the base of RoPE is out of range");
+  for (const float d : c.rope_divisors)
+    if (!(d > 0.0f)) return fail("a RoPE factor is not positive");
   if (!c.rope_divisors.empty() && c.rope_divisors.size() != c.head_dim / 2) return fail("another number of RoPE factors than of pairs");
   return lowbit::done{};
 }

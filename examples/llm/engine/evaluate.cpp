@@ -47,10 +47,11 @@ logit_source logits_of(session& s, const windows& w) {
   };
 }
 
-logit_source remember(const logit_source& source, const windows& w) {
+logit_source remember(const logit_source& source, const windows& w, const std::function<void(std::size_t, std::size_t)>& progress) {
   auto kept = std::make_shared<std::vector<std::vector<float>>>();
   std::size_t cols = 0;
   for (std::size_t i = 0; i < w.size(); ++i) {
+    if (progress) progress(i, w.size());
     auto& all = kept->emplace_back();
     for (std::size_t begin = 0; begin < w[i].size(); begin += chunk) {
       const auto part = source(i, begin, std::min(chunk, w[i].size() - begin));

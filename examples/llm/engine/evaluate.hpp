@@ -34,7 +34,7 @@ using logit_source = std::function<lowbit::matrix_view<const float>(std::size_t 
 logit_source logits_of(session& s, const windows& w);
 
 /// Computes the logits of all windows once and keeps them: tokens x vocabulary floats.
-logit_source remember(const logit_source& source, const windows& w);
+logit_source remember(const logit_source& source, const windows& w, const std::function<void(std::size_t, std::size_t)>& progress = {});
 
 /// Evaluates; `reference` may be empty, `progress(done, total)` is called now and then.
 evaluation evaluate(const logit_source& model, const logit_source& reference, const windows& w,

@@ -1,6 +1,7 @@
 #include "build.hpp"
 
 #include "names.hpp"
+#include "requantise.hpp"
 
 #include <lowbit/format/gguf.hpp>
 
@@ -64,13 +65,15 @@ class builder {
 
 lowbit::result<weights> stored(const tensor& t) { return t.read(); }
 
-lowbit::result<weights> as_float32(const tensor& t) {
-  lowbit::result<weights> w = t.read();
-  if (!w || w->view().spec == &lowbit::spec_of<lowbit::f32>) return w;
-  const lowbit::packed_view v = w->view();
-  lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, v.rows, v.cols};
-  lowbit::decode(v, {reinterpret_cast<float*>(out.bytes().data()), v.rows, v.cols});
-  return weights{std::move(out)};
+weight_source as_float32(thread_pool& threads) {
+  return [&threads](const tensor& t) -> lowbit::result<weights> {
+    auto w = t.read();
+    if (!w || w->view().spec == &lowbit::spec_of<lowbit::f32>) return w;
+    const lowbit::packed_view v = w->view();
+    lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, v.rows, v.cols};
+    decode_all(v, reinterpret_cast<float*>(out.bytes().data()), threads);
+    return weights{std::move(out)};
+  };
 }
 
 lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads) {

@@ -12,7 +12,7 @@ using weight_source = std::function<lowbit::result<weights>(const tensor&)>;
 /// The weights as the file has them.
 lowbit::result<weights> stored(const tensor& t);
 /// The weights as float32: the reference that formats are compared with.
-lowbit::result<weights> as_float32(const tensor& t);
+weight_source as_float32(thread_pool& threads);
 
 /// Builds the model; fails where a tensor is missing, unknown, of another shape than the configuration says, or not finite.
 lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads);

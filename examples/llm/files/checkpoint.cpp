@@ -1,17 +1,35 @@
-#include "checkpoint.hpp"
+#include "load.hpp"
 
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 
 namespace llm {
 
-lowbit::packed_matrix interleave_rows(lowbit::packed_view w, std::size_t heads) {
+tensor mapped_tensor(std::string name, bool is_vector, lowbit::packed_view view, std::shared_ptr<const lowbit::mapped_file> file) {
+  tensor t{std::move(name), is_vector, view.rows, view.cols, view.spec, view.size_bytes(), {}, {}};
+  t.read = [view, file]() -> lowbit::result<weights> { return weights{view}; };
+  t.forget = [view, file] { file->release({view.data, view.size_bytes()}); };
+  return t;
+}
+
+lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path) {
+  std::error_code ignored;
+  const std::filesystem::path p{path};
+  if (std::filesystem::is_directory(p, ignored)) return open_hf(path);
+  if (p.extension() == ".safetensors") return open_hf(p.has_parent_path() ? p.parent_path().string() : ".");
+  if (p.extension() == ".bin") return open_llama2c(path, tokeniser_path);
+  return open_gguf(path);
+}
+
+lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to) {
   LOWBIT_EXPECTS(heads != 0 && w.rows % (2 * heads) == 0);
   lowbit::packed_matrix out{*w.spec, w.rows, w.cols};
   const std::size_t size = w.rows / heads, half = size / 2;
   for (std::size_t r = 0; r < w.rows; ++r) {
-    const std::size_t head = r / size, i = r % size % half, s = r % size / half;
-    std::memcpy(out.row(head * size + 2 * i + s), w.row(r), w.row_bytes());
+    const std::size_t first = r / size * size, i = r % size % half, s = r % size / half;  // r is a row in halves
+    const std::size_t paired = first + 2 * i + s;
+    std::memcpy(out.row(to == rope_order::pairs ? paired : r), w.row(to == rope_order::pairs ? r : paired), w.row_bytes());
   }
   return out;
 }

@@ -6,10 +6,13 @@
 #include "../text/vocabulary.hpp"
 
 #include <lowbit/core/error.hpp>
+#include <lowbit/io/gguf_metadata.hpp>
+#include <lowbit/io/mapped_file.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +39,7 @@ struct tensor {
   const lowbit::format_spec* spec = nullptr;
   std::size_t bytes = 0;                   ///< in its file
   std::function<lowbit::result<weights>()> read;
+  std::function<void()> forget;            ///< lets the system drop the file's pages after use; may be empty
 };
 
 struct checkpoint {
@@ -44,7 +48,7 @@ struct checkpoint {
   model_config config;
   vocabulary words;
   std::vector<tensor> tensors;             ///< in the file's order
-  std::shared_ptr<const void> files;       ///< what the tensors read from
+  std::optional<lowbit::gguf_metadata> metadata;  ///< as the file has it, if it is GGUF
 
   [[nodiscard]] const tensor* find(std::string_view wanted) const noexcept {
     for (const tensor& t : tensors)
@@ -53,13 +57,16 @@ struct checkpoint {
   }
 };
 
+/// A tensor that lies in a file as it is.
+tensor mapped_tensor(std::string name, bool is_vector, lowbit::packed_view view, std::shared_ptr<const lowbit::mapped_file> file);
+
 /// Opens a model: a .gguf file, a folder with config.json and safetensors, or llama2.c's .bin with its tokenizer beside it or
 /// named by `tokeniser_path`.
 lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path = {});
 
-/// The rows of a query or key matrix of `heads` heads, brought from HF's order (halves) to GGUF's (pairs): new row 2i + s of a
-/// head is old row s * head_dim / 2 + i. Rows are whole blocks, so this holds in any format.
-lowbit::packed_matrix interleave_rows(lowbit::packed_view w, std::size_t heads);
+/// A query or key matrix of `heads` heads with its rows brought from the other order of RoPE to this one: row 2i + s of a head in pairs
+/// is row s * head_dim / 2 + i in halves. Rows are whole blocks, so this holds in any format. Expects whole heads of even size.
+lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to);
 
 /// Fails, naming the tensor, where a weight, scale or minimum is not finite.
 lowbit::status check_finite(std::string_view name, lowbit::packed_view w);

@@ -4,42 +4,15 @@
 #include "names.hpp"
 
 #include <lowbit/format/gguf.hpp>
+#include <lowbit/io/byte_reader.hpp>
 #include <lowbit/io/mapped_file.hpp>
 
-#include <cstring>
 #include <filesystem>
 
 namespace llm {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A cursor over bytes that remembers whether it ran past their end.
-class reader {
- public:
-  explicit reader(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-  template <class T>
-  T read() {
-    T value{};
-    if (const auto part = take(sizeof(T)); !part.empty()) std::memcpy(&value, part.data(), sizeof(T));
-    return value;
-  }
-  std::span<const std::uint8_t> take(std::size_t count) {
-    if (count > bytes_.size()) {
-      truncated_ = true;
-      count = 0;
-    }
-    const auto part = bytes_.first(count);
-    bytes_ = bytes_.subspan(count);
-    return part;
-  }
-  [[nodiscard]] bool truncated() const noexcept { return truncated_; }
-  [[nodiscard]] std::size_t left() const noexcept { return bytes_.size(); }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-  bool truncated_ = false;
-};
 
 std::string tokeniser_beside(const fs::path& model, std::size_t vocabulary) {
   for (const std::string& name : {model.stem().string() + "-tok.bin", "tok" + std::to_string(vocabulary) + ".bin", std::string{"tokenizer.bin"}}) {
@@ -52,11 +25,11 @@ std::string tokeniser_beside(const fs::path& model, std::size_t vocabulary) {
 lowbit::result<vocabulary> read_tokeniser(const std::string& path, std::size_t count) {
   auto file = lowbit::mapped_file::open(path);
   if (!file) return std::move(file).error();
-  reader in{file->bytes()};
+  lowbit::byte_reader in{file->bytes()};
   (void)in.read<std::int32_t>();  // the longest piece
   vocabulary v;
   v.kind = vocabulary_kind::sentencepiece;
-  for (std::size_t i = 0; i < count && !in.truncated(); ++i) {
+  for (std::size_t i = 0; i < count && in.ok(); ++i) {
     v.scores.push_back(in.read<float>());
     const auto length = in.read<std::int32_t>();
     const auto bytes = in.take(length < 0 ? in.left() + 1 : static_cast<std::size_t>(length));
@@ -66,7 +39,7 @@ lowbit::result<vocabulary> read_tokeniser(const std::string& path, std::size_t c
     v.kinds.push_back(i == 0 ? piece_kind::unknown : i <= 2 ? piece_kind::control : is_byte ? piece_kind::byte : piece_kind::normal);
     v.pieces.push_back(std::move(piece));
   }
-  if (in.truncated()) return lowbit::failure{lowbit::errc::truncated, path + ": ends before its " + std::to_string(count) + " tokens do"};
+  if (!in.ok()) return lowbit::failure{lowbit::errc::truncated, path + ": ends before its " + std::to_string(count) + " tokens do"};
   v.unknown = 0;
   v.bos = 1;
   v.eos = 2;
@@ -80,14 +53,14 @@ lowbit::result<vocabulary> read_tokeniser(const std::string& path, std::size_t c
 lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::string& tokeniser_path) {
   auto opened = lowbit::mapped_file::open(path);
   if (!opened) return std::move(opened).error();
-  const auto file = std::make_shared<lowbit::mapped_file>(*std::move(opened));
+  const auto file = std::make_shared<const lowbit::mapped_file>(*std::move(opened));
   const auto fail = [&](lowbit::errc kind, std::string what) { return lowbit::failure{kind, path + ": " + std::move(what)}; };
 
-  reader in{file->bytes()};
+  lowbit::byte_reader in{file->bytes()};
   std::int32_t header[7];
   for (std::int32_t& h : header) h = in.read<std::int32_t>();
   const auto [dim, hidden, layers, heads, kv_heads, signed_vocabulary, positions] = header;
-  if (in.truncated()) return fail(lowbit::errc::truncated, "ends within its header");
+  if (!in.ok()) return fail(lowbit::errc::truncated, "ends within its header");
   for (const std::int32_t h : header)
     if (h == 0 || h > (1 << 24) || (h < 0 && &h != &header[5])) return fail(lowbit::errc::bad_magic, "is no checkpoint of llama2.c");
   if (signed_vocabulary < -(1 << 24) || dim % heads != 0 || kv_heads > heads) return fail(lowbit::errc::bad_magic, "is no checkpoint of llama2.c");
@@ -95,7 +68,6 @@ lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::stri
   checkpoint c;
   c.name = fs::path(path).stem().string();
   c.kind = "llama2.c";
-  c.files = file;
   const auto size = [](std::int32_t v) { return static_cast<std::size_t>(v); };
   c.config.vocabulary = size(std::abs(signed_vocabulary));
   c.config.hidden = size(dim);
@@ -110,11 +82,10 @@ lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::stri
   const model_config& m = c.config;
   const auto add = [&](std::string name, std::size_t rows, std::size_t cols, bool is_vector) {
     const lowbit::packed_view view{&lowbit::spec_of<lowbit::f32>, rows, cols, in.take(rows * cols * sizeof(float)).data()};
-    c.tensors.push_back({std::move(name), is_vector, rows, cols, view.spec, view.size_bytes(),
-                         [view]() -> lowbit::result<weights> { return weights{view}; }});
+    c.tensors.push_back(mapped_tensor(std::move(name), is_vector, view, file));
   };
   const auto add_layers = [&](std::string_view part, std::size_t rows, std::size_t cols, bool is_vector = false) {
-    for (std::size_t i = 0; i < m.layers && !in.truncated(); ++i) add(layer_name(i, part), rows, cols, is_vector);
+    for (std::size_t i = 0; i < m.layers && in.ok(); ++i) add(layer_name(i, part), rows, cols, is_vector);
   };
   add("token_embd.weight", m.vocabulary, m.hidden, false);
   add_layers("attn_norm.weight", 1, m.hidden, true);
@@ -129,11 +100,12 @@ lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::stri
   add("output_norm.weight", 1, m.hidden, true);
   in.take(m.context * m.head_dim * sizeof(float));  // cosines and sines of RoPE, which we compute
   if (signed_vocabulary < 0) add("output.weight", m.vocabulary, m.hidden, false);
-  if (in.truncated()) return fail(lowbit::errc::truncated, "ends before its tensors do");
+  if (!in.ok()) return fail(lowbit::errc::truncated, "ends before its tensors do");
   if (in.left() != 0) return fail(lowbit::errc::bad_magic, "is no checkpoint of llama2.c");
 
   const std::string beside = tokeniser_path.empty() ? tokeniser_beside(path, m.vocabulary) : tokeniser_path;
-  if (beside.empty()) return fail(lowbit::errc::not_found, "no tokenizer is beside it; name one with --tokenizer");
+  if (beside.empty())
+    return fail(lowbit::errc::not_found, "no tokenizer is beside it; name one with --tokenizer");
   auto words = read_tokeniser(beside, m.vocabulary);
   if (!words) return std::move(words).error();
   c.words = *std::move(words);

@@ -1,0 +1,110 @@
+// GGUF files for llama.cpp: metadata made from the configuration and the vocabulary, or taken over from a GGUF source.
+#include "save_formats.hpp"
+
+#include <lowbit/io/gguf_writer.hpp>
+
+#include <span>
+
+namespace llm {
+namespace {
+
+// llama.cpp's general.file_type, which says what most tensors are (llama.h, enum llama_ftype).
+std::uint32_t file_type(std::string_view format) {
+  struct entry { std::string_view name; std::uint32_t type; };
+  constexpr entry types[] = {{"f32", 0}, {"f16", 1}, {"q4_0", 2}, {"q4_1", 3}, {"q8_0", 7}, {"q5_0", 8}, {"q5_1", 9}, {"q2_k", 10}, {"q3_k", 11},
+                             {"q4_k", 14}, {"q5_k", 16}, {"q6_k", 18}, {"iq4_nl", 25}, {"iq4_xs", 30}, {"bf16", 32}, {"tq2_0", 37}, {"mxfp4", 38}};
+  for (const entry& e : types)
+    if (e.name == format) return e.type;
+  return 1024;  // LLAMA_FTYPE_GUESSED
+}
+
+lowbit::gguf_metadata metadata_of(const checkpoint& model) {
+  if (model.metadata) return *model.metadata;
+  const model_config& c = model.config;
+  const vocabulary& v = model.words;
+  lowbit::gguf_metadata m;
+  const auto number = [&](const char* key, std::size_t value) { m.set(key, static_cast<std::uint32_t>(value)); };
+  m.set("general.architecture", std::string{"llama"});
+  m.set("general.name", model.name);
+  number("llama.block_count", c.layers);
+  number("llama.context_length", c.context);
+  number("llama.embedding_length", c.hidden);
+  number("llama.feed_forward_length", c.intermediate);
+  number("llama.attention.head_count", c.heads);
+  number("llama.attention.head_count_kv", c.kv_heads);
+  number("llama.attention.key_length", c.head_dim);
+  number("llama.attention.value_length", c.head_dim);
+  number("llama.rope.dimension_count", c.head_dim);
+  number("llama.vocab_size", c.vocabulary);
+  m.set("llama.rope.freq_base", c.rope_base);
+  m.set("llama.attention.layer_norm_rms_epsilon", c.norm_epsilon);
+
+  const bool sentence = v.kind == vocabulary_kind::sentencepiece;
+  // A model may have more rows than its tokenizer has tokens; GGUF wants as many.
+  std::vector<std::string> pieces = v.pieces;
+  std::vector<std::int32_t> kinds;
+  for (const piece_kind k : v.kinds) kinds.push_back(static_cast<std::int32_t>(k));
+  kinds.resize(pieces.size(), static_cast<std::int32_t>(piece_kind::normal));
+  std::vector<float> scores = v.scores;
+  while (pieces.size() < c.vocabulary) {
+    pieces.push_back(std::string{"[PAD"}.append(std::to_string(pieces.size())).append(1, ']'));
+    kinds.push_back(static_cast<std::int32_t>(piece_kind::unused));
+  }
+  scores.resize(pieces.size(), 0.0f);
+  m.set("tokenizer.ggml.model", std::string{sentence ? "llama" : "gpt2"});
+  m.set("tokenizer.ggml.pre", std::string{sentence ? "default" : v.words == pretokeniser::smollm ? "smollm" : "gpt-2"});
+  m.set("tokenizer.ggml.tokens", std::move(pieces));
+  m.set("tokenizer.ggml.token_type", std::move(kinds));
+  if (sentence) m.set("tokenizer.ggml.scores", std::move(scores));
+  else m.set("tokenizer.ggml.merges", v.merges);
+  const auto token = [&](const char* key, int id) {
+    if (id >= 0) number(key, static_cast<std::size_t>(id));
+  };
+  token("tokenizer.ggml.bos_token_id", v.bos);
+  token("tokenizer.ggml.eos_token_id", v.eos);
+  token("tokenizer.ggml.unknown_token_id", v.unknown);
+  m.set("tokenizer.ggml.add_bos_token", v.add_bos);
+  m.set("tokenizer.ggml.add_space_prefix", v.add_space_prefix);
+  return m;
+}
+
+}  // namespace
+
+lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, lowbit::format_id format,
+                                      const weight_source& source, const save_progress& progress) {
+  lowbit::gguf_metadata metadata = metadata_of(model);
+  metadata.set("general.file_type", file_type(lowbit::spec_of_id(format).name));
+  metadata.set("general.quantization_version", std::uint32_t{2});
+  std::vector<lowbit::gguf_tensor> shapes;
+  const auto declare = [&](const std::string& name, lowbit::format_id id, std::size_t rows, std::size_t cols, bool is_vector) {
+    lowbit::gguf_tensor t{name, static_cast<std::uint32_t>(lowbit::spec_of_id(id).gguf), {cols}, {}};
+    if (!is_vector) t.dims.push_back(rows);
+    shapes.push_back(std::move(t));
+  };
+  const std::vector<float>& divisors = model.config.rope_divisors;
+  if (!divisors.empty()) declare("rope_freqs.weight", lowbit::id_of<lowbit::f32>(), 1, divisors.size(), true);
+  std::size_t done = 0, total = 0;
+  for (const tensor& t : model.tensors) {
+    declare(t.name, target_format(t, format), t.rows, t.cols, t.is_vector);
+    total += t.bytes;
+  }
+  auto writer = lowbit::gguf_writer::create(path, metadata, shapes);
+  if (!writer) return std::move(writer).error();
+  if (!divisors.empty()) {
+    const auto bytes = std::as_bytes(std::span{divisors});
+    if (auto s = writer->append({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()}); !s) return std::move(s).error();
+  }
+  for (const tensor& t : model.tensors) {
+    if (progress) progress(done, total);
+    auto w = source(t);
+    if (!w) return std::move(w).error();
+    if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
+    if (t.forget) t.forget();
+    done += t.bytes;
+  }
+  const std::size_t bytes = writer->written();
+  if (auto s = writer->commit(); !s) return std::move(s).error();
+  return bytes;
+}
+
+}  // namespace llm

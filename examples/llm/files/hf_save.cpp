@@ -1,0 +1,159 @@
+// Hugging Face folders with weights as bitsandbytes or compressed-tensors store them.
+//
+// safetensors wants its tensors sorted by type, so a file is gathered in memory before it is written; models are cut into files of
+// bounded size. The folder is made under another name and renamed when it is whole.
+#include "hf_json.hpp"
+#include "names.hpp"
+#include "save_formats.hpp"
+
+#include <lowbit/io/checkpoint.hpp>
+#include <lowbit/io/safetensors_writer.hpp>
+
+#include <filesystem>
+#include <map>
+#include <unistd.h>
+
+namespace llm {
+namespace {
+
+namespace fs = std::filesystem;
+using parts = std::vector<lowbit::checkpoint_part>;
+
+constexpr std::size_t file_limit = std::size_t{64} << 20;  // bytes of weights in a file, unless one tensor has more
+
+std::size_t bytes_of(const lowbit::safetensor& t) {
+  std::size_t bits = *lowbit::safetensors_bits(t.dtype);
+  for (const std::uint64_t d : t.shape) bits *= static_cast<std::size_t>(d);
+  return bits / 8;
+}
+
+// The parts of a tensor; without data, their declarations.
+lowbit::result<parts> parts_of(const tensor& t, lowbit::packed_view w) {
+  const std::string name = hf_name(t.name).value_or(t.name);
+  if (!w.spec->is_float()) return lowbit::checkpoint_parts(name, w);
+  std::vector<std::uint64_t> shape{w.cols};
+  if (!t.is_vector) shape.insert(shape.begin(), w.rows);
+  const char* const dtype = w.spec == &lowbit::spec_of<lowbit::f32> ? "F32" : w.spec == &lowbit::spec_of<lowbit::bfloat16> ? "BF16" : "F16";
+  lowbit::checkpoint_part p{{name, dtype, std::move(shape), {}}, {}};
+  if (w.data != nullptr) p.bytes.assign(w.data, w.data + w.size_bytes());
+  return parts{std::move(p)};
+}
+
+lowbit::status write_text(const fs::path& path, const nlohmann::json& j, std::size_t& written) {
+  auto file = lowbit::file_writer::create(path);
+  if (!file) return std::move(file).error();
+  const std::string text = j.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + '\n';
+  written += text.size();
+  if (auto s = file->append(std::string_view{text}); !s) return s;
+  return file->commit();
+}
+
+// A folder that disappears unless it is renamed to its final name.
+class new_folder {
+ public:
+  static lowbit::result<new_folder> create(const fs::path& final_path) {
+    std::error_code error;
+    if (fs::exists(final_path, error)) return lowbit::failure{lowbit::errc::io, "cannot write " + final_path.string() + ": it exists already"};
+    new_folder f;
+    f.final_ = final_path;
+    f.partial_ = final_path.parent_path() / ("." + final_path.filename().string() + ".partial-" + std::to_string(getpid()));
+    if (!fs::create_directory(f.partial_, error))
+      return lowbit::failure{lowbit::errc::io, "cannot write " + final_path.string() + ": " + (error ? error.message() : "a folder for it exists already")};
+    f.owned_ = true;
+    return f;
+  }
+  new_folder(new_folder&& other) noexcept
+      : final_(std::move(other.final_)), partial_(std::move(other.partial_)), owned_(std::exchange(other.owned_, false)) {}
+  new_folder& operator=(new_folder&&) = delete;
+  ~new_folder() {
+    std::error_code ignored;
+    if (owned_) fs::remove_all(partial_, ignored);
+  }
+  [[nodiscard]] const fs::path& path() const noexcept { return partial_; }
+  lowbit::status commit() {
+    std::error_code error;
+    fs::rename(partial_, final_, error);
+    if (error) return lowbit::failure{lowbit::errc::io, "cannot write " + final_.string() + ": " + error.message()};
+    owned_ = false;
+    return lowbit::done{};
+  }
+
+ private:
+  new_folder() = default;
+  fs::path final_, partial_;
+  bool owned_ = false;
+};
+
+}  // namespace
+
+lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, lowbit::format_id format,
+                                    const weight_source& source, const save_progress& progress) {
+  if (!model.config.rope_divisors.empty())
+    return lowbit::failure{lowbit::errc::unsupported, "a config.json with scaled RoPE is not written"};
+  fs::path target = fs::path{folder}.lexically_normal();
+  if (!target.has_filename()) target = target.parent_path();  // "name/"
+  auto made = new_folder::create(target);
+  if (!made) return std::move(made).error();
+
+  // Which tensors go into which file: in order, as many as fit.
+  struct part_file {
+    std::vector<const tensor*> tensors;
+    std::vector<lowbit::safetensor> declarations;
+    std::size_t bytes = 0;
+  };
+  std::vector<part_file> files(1);
+  std::size_t done = 0, total_source = 0, total_parts = 0, written = 0;
+  for (const tensor& t : model.tensors) {
+    const auto declared = parts_of(t, {&lowbit::spec_of_id(target_format(t, format)), t.rows, t.cols, nullptr});
+    if (!declared) return declared.error();
+    std::size_t bytes = 0;
+    for (const auto& p : *declared) bytes += bytes_of(p.declaration);
+    if (files.back().bytes != 0 && files.back().bytes + bytes > file_limit) files.emplace_back();
+    files.back().tensors.push_back(&t);
+    files.back().bytes += bytes;
+    for (const auto& p : *declared) files.back().declarations.push_back(p.declaration);
+    total_source += t.bytes;
+    total_parts += bytes;
+  }
+
+  nlohmann::json where = nlohmann::json::object();
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    char name[64] = "model.safetensors";
+    if (files.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
+    std::map<std::string, std::vector<std::uint8_t>> bytes;
+    for (const tensor* t : files[i].tensors) {
+      if (progress) progress(done, total_source);
+      auto w = source(*t);
+      if (!w) return std::move(w).error();
+      auto filled = parts_of(*t, w->view());
+      if (!filled) return std::move(filled).error();
+      for (auto& p : *filled) {
+        where[p.declaration.name] = name;
+        bytes.emplace(p.declaration.name, std::move(p.bytes));
+      }
+      if (t->forget) t->forget();
+      done += t->bytes;
+    }
+    auto writer = lowbit::safetensors_writer::create(made->path() / name, {{"format", "pt"}}, files[i].declarations);
+    if (!writer) return std::move(writer).error();
+    for (const std::string& part : writer->order())
+      if (auto s = writer->append(bytes.at(part)); !s) return std::move(s).error();
+    written += writer->written();
+    if (auto s = writer->commit(); !s) return std::move(s).error();
+  }
+
+  nlohmann::json config = hf_config(model.config, model.words, model.find("output.weight") == nullptr);
+  config["quantization_config"] = nlohmann::json::parse(lowbit::quantization_config(lowbit::spec_of_id(format), {"lm_head"}));
+  std::vector<std::pair<const char*, nlohmann::json>> texts;
+  if (files.size() > 1)
+    texts.emplace_back("model.safetensors.index.json", nlohmann::json{{"metadata", {{"total_size", total_parts}}}, {"weight_map", std::move(where)}});
+  texts.emplace_back("tokenizer.json", hf_tokeniser(model.words));
+  texts.emplace_back("tokenizer_config.json", hf_tokeniser_settings(model.words));
+  texts.emplace_back("config.json", std::move(config));
+  for (const auto& [name, j] : texts)
+    if (auto s = write_text(made->path() / name, j, written); !s) return std::move(s).error();
+  if (auto s = made->commit(); !s) return std::move(s).error();
+  return written;
+}
+
+}  // namespace llm

@@ -1,0 +1,38 @@
+// What becomes of each tensor of a model when it is brought to another format.
+//
+// Vectors stay float32. Matrices get the format that was asked for; where it is a GGUF type whose blocks do not divide the rows, they
+// fall back as llama.cpp does (llama-quant.cpp). For formats that GGUF has not, the embedding and the output matrix stay floats, as in
+// bitsandbytes' and compressed-tensors' checkpoints.
+#pragma once
+
+#include "build.hpp"
+
+#include <lowbit/quantise/by_id.hpp>
+
+namespace llm {
+
+struct requantisation {
+  lowbit::format_id format;
+  lowbit::method method = lowbit::method::rtn;
+  std::optional<rope_order> reorder;  ///< bring query and key rows to this order; nothing: leave them
+  std::size_t heads = 0, kv_heads = 0;
+};
+
+/// A format that was named on the command line, or a failure that lists the names.
+lowbit::result<lowbit::format_id> format_named(const std::string& name);
+/// The same for a method.
+lowbit::result<lowbit::method> method_named(const std::string& name);
+
+/// Whether GGUF can hold the format.
+inline bool in_gguf(lowbit::format_id id) noexcept { return lowbit::spec_of_id(id).gguf >= 0; }
+
+/// The format that a tensor gets.
+lowbit::format_id target_format(const tensor& t, lowbit::format_id wanted);
+
+/// The tensor's new weights. A tensor that has its target format already is not touched. Fails on NaN, naming the tensor.
+lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads);
+
+/// Decodes weights to floats; `out` has rows * cols elements.
+void decode_all(lowbit::packed_view w, float* out, thread_pool& threads);
+
+}  // namespace llm

@@ -1,0 +1,50 @@
+#include "save.hpp"
+
+#include "names.hpp"
+#include "save_formats.hpp"
+
+#include <lowbit/io/checkpoint.hpp>
+
+namespace llm {
+
+container container_of(const checkpoint& model, lowbit::format_id format) {
+  if (in_gguf(format)) return container::gguf;
+  container c = container::none;
+  for (const tensor& t : model.tensors) {
+    if (target_format(t, format) != format) continue;
+    switch (lowbit::checkpoint_layout_of(lowbit::spec_of_id(format), t.cols)) {
+      case lowbit::checkpoint_layout::none: return container::none;
+      case lowbit::checkpoint_layout::bitsandbytes: c = container::bitsandbytes; break;
+      case lowbit::checkpoint_layout::compressed_tensors: c = container::compressed_tensors; break;
+    }
+  }
+  return c;
+}
+
+std::string_view name_of(container c) noexcept {
+  constexpr std::string_view names[] = {"", "gguf", "bitsandbytes", "compressed-tensors"};
+  return names[static_cast<std::size_t>(c)];
+}
+
+requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::method method) {
+  requantisation how{format, method, {}, model.config.heads, model.config.kv_heads};
+  const container c = container_of(model, format);
+  const rope_order order = c == container::none ? model.config.rope : c == container::gguf ? rope_order::pairs : rope_order::halves;
+  if (order != model.config.rope) how.reorder = order;
+  model.config.rope = order;
+  return how;
+}
+
+lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
+                                       const weight_source& source, const save_progress& progress) {
+  switch (container_of(model, format)) {
+    case container::gguf: return save_gguf(path, model, format, source, progress);
+    case container::bitsandbytes:
+    case container::compressed_tensors: return save_hf(path, model, format, source, progress);
+    case container::none: break;
+  }
+  return lowbit::failure{lowbit::errc::unsupported,
+                         "no file that lowbit writes holds this model in " + std::string(lowbit::spec_of_id(format).name)};
+}
+
+}  // namespace llm

@@ -1,0 +1,26 @@
+// Writing a model in another format, tensor by tensor: no more than one tensor is in memory, and the file only appears when it is whole.
+#pragma once
+
+#include "requantise.hpp"
+
+namespace llm {
+
+/// Called before each tensor with how many bytes of the source are done, and of how many.
+using save_progress = std::function<void(std::size_t done, std::size_t total)>;
+
+/// What save_model would write the format as.
+enum class container : unsigned char { none, gguf, bitsandbytes, compressed_tensors };
+/// Of this model: a layout may not hold rows of every length.
+container container_of(const checkpoint& model, lowbit::format_id format);
+/// "gguf", "bitsandbytes", "compressed-tensors", or "" for none.
+std::string_view name_of(container c) noexcept;
+
+/// How to requantise this model for save_model: with the row order of the container. Tells `model` about it, so that it runs as well.
+requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::method method);
+
+/// Writes a .gguf file for formats that GGUF has, or else a Hugging Face folder; fails where there is no container. `source` gives the
+/// weights as plan_for says: from requantise() as they are needed, or from memory. Returns the bytes written.
+lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
+                                       const weight_source& source, const save_progress& progress = {});
+
+}  // namespace llm
