@@ -3,9 +3,25 @@
 // Exit codes: 0 fine; 2 bad input or arguments, with one line on standard error.
 #include "commands/commands.hpp"
 
+#include <lowbit/io/file_writer.hpp>
+
 #include <fmt/core.h>
 
+#include <csignal>
+
+namespace {
+
+// Stopped by the user or the system: half-written files go, and the signal does what it always does.
+void clean_up(int signal) {
+  lowbit::remove_partial_files();
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, clean_up);
   CLI::App app{"Quantise language models, run them on low-bit weights, and measure what that costs."};
   app.name("lowbit");
   app.require_subcommand(1);

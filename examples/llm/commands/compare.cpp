@@ -39,7 +39,7 @@ struct row {
   bool needs_data = false;
 };
 
-/// Tokens a second for one token at a time and for a prompt: the best of a few passes, each of at least a quarter of a second.
+/// Tokens a second for one token at a time and for a prompt: the best of three runs of a tenth of a second or more.
 void measure_speed(session& s, const std::vector<int>& ids, row& r) {
   const std::size_t prompt = std::min<std::size_t>(ids.size(), s.capacity());
   const auto best_of = [&](std::size_t tokens, auto&& pass) {
@@ -51,7 +51,7 @@ void measure_speed(session& s, const std::vector<int>& ids, row& r) {
         s.clear();
         pass();
         done += tokens;
-      } while (seconds_since(began) < 0.25);
+      } while (seconds_since(began) < 0.1);
       best = std::max(best, static_cast<double>(done) / seconds_since(began));
     }
     return best;
@@ -102,7 +102,8 @@ class comparison {
     session s{*reference, context_, threads_, lowbit::precision::exact};
     if (options_.text.empty()) {
       progress bar{"writing a text"};
-      windows_ = sample_windows(s, words->data().bos, lowbit::ceil_div(tokens, context_ - 1), std::min(context_, tokens + 1), 1, std::ref(bar));
+      const std::size_t count = lowbit::ceil_div(tokens, context_ - 1);
+      windows_ = sample_windows(s, words->data().bos, count, lowbit::ceil_div(tokens, count) + 1, 1, std::ref(bar));
     } else {
       auto w = windows_of_text(options_.text, *words, context_, tokens);
       if (!w) return std::move(w).error();

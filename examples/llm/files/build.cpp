@@ -47,7 +47,7 @@ class builder {
                                             ", but the configuration says " + std::to_string(rows) + " x " + std::to_string(cols)});
     lowbit::result<weights> w = is_vector ? stored(t) : source_(t);
     if (!w) return fail(std::move(w).error());
-    if (lowbit::status finite = check_finite(name, w->view()); !finite) return fail(std::move(finite).error());
+    if (lowbit::status finite = check_finite(name, w->view(), threads_); !finite) return fail(std::move(finite).error());
     return *std::move(w);
   }
   weights fail(lowbit::failure f) {

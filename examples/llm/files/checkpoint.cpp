@@ -1,5 +1,8 @@
 #include "load.hpp"
 
+#include <lowbit/core/executor.hpp>
+
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -34,20 +37,28 @@ lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rop
   return out;
 }
 
-lowbit::status check_finite(std::string_view name, lowbit::packed_view w) {
+lowbit::status check_finite(std::string_view name, lowbit::packed_view w, thread_pool& threads) {
   const lowbit::format_spec& s = *w.spec;
   const std::size_t blocks = s.row_blocks(w.cols);
-  for (std::size_t r = 0; r < w.rows; ++r) {
+  const lowbit::scalar_field first = s.is_float() ? lowbit::scalar_field{s.element, 0} : s.scale;
+  const auto bad_block = [&](std::size_t r) {  // the first of a row, or `blocks`
     const std::uint8_t* block = w.row(r);
-    for (std::size_t b = 0; b < blocks; ++b, block += s.bytes) {
-      const float a = s.is_float() ? lowbit::read_scalar({s.element, 0}, block) : lowbit::read_scalar(s.scale, block);
-      const float m = s.minimum.present() ? lowbit::read_scalar(s.minimum, block) : 0.0f;
-      if (!std::isfinite(a) || !std::isfinite(m))
-        return lowbit::failure{lowbit::errc::bad_value, "tensor " + std::string{name} + " has a weight that is not finite, near row " +
-                                                            std::to_string(r) + ", column " + std::to_string(b * s.block)};
-    }
-  }
-  return lowbit::done{};
+    for (std::size_t b = 0; b < blocks; ++b, block += s.bytes)
+      if (!std::isfinite(lowbit::read_scalar(first, block)) || !std::isfinite(lowbit::read_scalar(s.minimum, block))) return b;
+    return blocks;
+  };
+  std::atomic<std::size_t> bad_row{w.rows};
+  lowbit::for_parts(threads, w.rows, 16, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r)
+      if (bad_block(r) != blocks) {
+        for (std::size_t lowest = bad_row; r < lowest && !bad_row.compare_exchange_weak(lowest, r);) {
+        }
+        return;
+      }
+  });
+  if (bad_row == w.rows) return lowbit::done{};
+  return lowbit::failure{lowbit::errc::bad_value, "tensor " + std::string{name} + " has a weight that is not finite, at row " +
+                                                      std::to_string(bad_row) + ", column " + std::to_string(bad_block(bad_row) * s.block)};
 }
 
 }  // namespace llm

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../engine/config.hpp"
+#include "../engine/thread_pool.hpp"
 #include "../text/vocabulary.hpp"
 
 #include <lowbit/core/error.hpp>
@@ -69,6 +70,6 @@ lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::s
 lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to);
 
 /// Fails, naming the tensor, where a weight, scale or minimum is not finite.
-lowbit::status check_finite(std::string_view name, lowbit::packed_view w);
+lowbit::status check_finite(std::string_view name, lowbit::packed_view w, thread_pool& threads);
 
 }  // namespace llm

@@ -54,7 +54,7 @@ void decode_all(lowbit::packed_view w, float* out, thread_pool& threads) {
 lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads) {
   auto source = t.read();
   if (!source) return source;
-  if (lowbit::status finite = check_finite(t.name, source->view()); !finite) return std::move(finite).error();
+  if (lowbit::status finite = check_finite(t.name, source->view(), threads); !finite) return std::move(finite).error();
   if (how.reorder && (is_query(t.name) || is_key(t.name))) {
     const std::size_t heads = is_query(t.name) ? how.heads : how.kv_heads;
     if (t.rows % (2 * heads) != 0) return lowbit::failure{lowbit::errc::shape, "tensor " + t.name + " has rows that are not whole heads"};

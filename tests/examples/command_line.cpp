@@ -1,0 +1,179 @@
+// The executable `lowbit`, run as a user runs it.
+#include "tiny_model.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cstdio>
+#include <set>
+#include <sys/wait.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool instrumented = true;
+#else
+constexpr bool instrumented = false;
+#endif
+
+namespace {
+
+struct outcome {
+  int code;
+  std::string out, err;
+};
+
+// Runs `lowbit ARGUMENTS`, or what `before` makes of it ("timeout 1 ").
+outcome run(const std::string& arguments, const std::string& before = {}) {
+  const temporary_folder folder;
+  const std::string line = before + "\"" LOWBIT_CLI "\" " + arguments + " > " + folder / "out" + " 2> " + folder / "err" + " < /dev/null";
+  const int status = std::system(line.c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_bytes(folder / "out"), read_bytes(folder / "err")};
+}
+
+std::size_t lines(const std::string& text) { return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')); }
+
+// Bad input: exit code 2 and one line on standard error, with these words in it.
+void check_refused(const std::string& arguments, const std::vector<std::string>& words) {
+  CAPTURE(arguments);
+  const outcome o = run(arguments);
+  CAPTURE(o.err);
+  CHECK(o.code == 2);
+  CHECK(o.out.empty());
+  CHECK(lines(o.err) == 1);
+  for (const std::string& w : words) CHECK(o.err.find(w) != std::string::npos);
+}
+
+}  // namespace
+
+TEST_CASE("every subcommand explains itself") {
+  CHECK(run("--help").code == 0);
+  for (const char* command : {"inspect", "quantise", "evaluate", "generate", "compare"}) {
+    const outcome o = run(std::string{command} + " --help");
+    CHECK(o.code == 0);
+    CHECK(o.out.find("--threads") != std::string::npos);
+    CHECK(o.out.find("--json") != std::string::npos);
+  }
+}
+
+TEST_CASE("bad input gets one line and exit code 2") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), text = folder / "text.txt";
+  write_bytes(text, "a small text to be predicted");
+  REQUIRE(run("quantise " + model + " " + folder / "m.gguf" + " --format q8_0").code == 0);
+  const std::string gguf = read_bytes(folder / "m.gguf");
+  const auto variant = [&](const std::string& name, const std::string& bytes) {
+    write_bytes(folder / name, bytes);
+    return folder / name;
+  };
+
+  check_refused("", {"subcommand"});
+  check_refused("frobnicate", {"subcommand"});
+  check_refused("quantise " + model + " " + folder / "x.gguf", {"--format"});
+  check_refused("inspect " + folder / "missing.gguf", {"missing.gguf", "No such file"});
+  check_refused("generate " + folder / "missing.bin", {"missing.bin"});
+  check_refused("generate " + folder / "", {"config.json"});
+  check_refused("inspect " + variant("empty.gguf", ""), {"empty.gguf"});
+  check_refused("inspect " + variant("magic.gguf", "GGML" + gguf.substr(4)), {"magic.gguf", "not a GGUF file"});
+  check_refused("evaluate " + variant("cut.gguf", gguf.substr(0, gguf.size() - 1)) + " --text " + text, {"cut.gguf", "tensor"});
+  check_refused("inspect " + variant("cut.safetensors", std::string("\x40\0\0\0\0\0\0\0{", 9)), {"cut.safetensors"});
+
+  std::string typed = gguf;  // the type of the first tensor follows its name, rank and two dimensions
+  const std::size_t at = typed.find("token_embd.weight") + 17 + 4 + 16;
+  typed[at] = 99;
+  check_refused("generate " + variant("type.gguf", typed), {"type.gguf", "token_embd.weight", "99"});
+  std::string shaped = gguf;  // head_count 4 becomes 8: then the heads are too small for the matrices
+  shaped[shaped.find("llama.attention.key_length") + 26 + 4] = 8;
+  check_refused("generate " + variant("shape.gguf", shaped), {"shape.gguf"});
+
+  std::string nan = tiny_checkpoint({});
+  nan.replace(28 + 4 * 1000, 4, std::string("\0\0\xc0\x7f", 4));
+  write_bytes(folder / "nan-tok.bin", tiny_tokeniser(270));
+  check_refused("quantise " + variant("nan.bin", nan) + " " + folder / "nan.gguf" + " --format q4_0", {"token_embd.weight"});
+  check_refused("generate " + folder / "nan.bin", {"nan.bin", "token_embd.weight"});
+  CHECK(!std::filesystem::exists(folder / "nan.gguf"));
+
+  check_refused("evaluate " + model + " --text " + variant("latin1.txt", "na\xefve"), {"latin1.txt", "UTF-8", "2"});
+  check_refused("evaluate " + model + " --text " + variant("empty.txt", ""), {"empty.txt"});
+  check_refused("evaluate " + model + " --text " + folder / "missing.txt", {"missing.txt"});
+  check_refused("generate " + model + " --prompt '\xff'", {"UTF-8"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + " --format q9_9", {"q9_9", "q4_0", "iq4_nl", "nf4", "u<b>_g<n>"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + " --format q4_0 --method magic", {"magic", "rtn", "mse"});
+  check_refused("compare " + model + " --formats q4_0,nope", {"nope", "q4_0"});
+  check_refused("quantise " + model + " " + folder / "no/such/folder.gguf" + " --format q4_0", {"folder.gguf"});
+  check_refused("quantise " + model + " " + folder / "" + " --format q4_0", {"directory"});
+  check_refused("quantise " + model + " " + model + " --format s1_g32", {"s1_g32"});
+  REQUIRE(run("quantise " + model + " " + folder / "other.gguf" + " --format f16").code == 0);
+  write_tiny_model(folder, {.vocabulary = 280}, "larger");
+  check_refused("evaluate " + model + " --reference " + folder / "larger.bin" + " --text " + text, {"vocabulary"});
+}
+
+TEST_CASE("quantise, inspect, evaluate, generate and compare speak JSON") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), out = folder / "q.gguf", text = folder / "text.txt";
+  write_bytes(text, "the quick brown fox jumps over the lazy dog. the quick brown fox");
+  const auto json_of = [&](const std::string& arguments) {
+    const outcome o = run(arguments + " --json");
+    CAPTURE(o.err);
+    REQUIRE(o.code == 0);
+    return nlohmann::json::parse(o.out);
+  };
+  const auto quantised = json_of("quantise " + model + " " + out + " --format q4_0");
+  CHECK(quantised["file_bytes"] == std::filesystem::file_size(out));
+  CHECK(quantised["arithmetic_bytes"] == quantised["parameters"].get<std::size_t>() * 18 / 32);
+
+  const auto inspected = json_of("inspect " + out);
+  CHECK(inspected["metadata"]["general.architecture"] == "llama");
+  CHECK(inspected["types"]["q4_0"]["tensors"] == 1 + 2 * 7);
+  CHECK(inspected["types"]["q4_0"]["bits_per_element"] == 4.5);
+
+  const auto evaluated = json_of("evaluate " + out + " --reference " + model + " --text " + text);
+  for (const char* key : {"tokens", "nll", "perplexity", "kl_mean", "kl_p99", "top1_agreement"}) CHECK(evaluated[key].is_number());
+  CHECK(evaluated["kl_mean"].get<double>() > 0.0);
+  const auto same = json_of("evaluate " + model + " --reference " + model + " --text " + text);
+  CHECK(same["kl_mean"] == 0.0);
+  CHECK(same["top1_agreement"] == 1.0);
+  CHECK(json_of("evaluate " + model + " --text " + text + " --tokens 10")["tokens"] == 10);
+
+  const auto greedy = json_of("generate " + model + " --prompt hello --tokens 5");
+  CHECK(greedy["text"].get<std::string>().starts_with("hello"));
+  CHECK(greedy == [&] {
+    auto again = json_of("generate " + model + " --prompt hello --tokens 5");
+    for (const char* speed : {"prompt_tokens_per_second", "decode_tokens_per_second"}) again[speed] = greedy[speed];
+    return again;
+  }());
+
+  const auto table = json_of("compare " + model + " --formats q8_0,nf4,s1_g32 --methods rtn --tokens 40 --threads 1");
+  REQUIRE(table.size() == 1 + 3);
+  for (const auto& row : table) {
+    for (const char* key : {"bits_per_weight", "perplexity", "kl_mean", "decode_tokens_per_second", "prompt_tokens_per_second", "quantise_seconds"})
+      CHECK(row[key].is_number());
+    CHECK(row["needs_data"] == false);
+  }
+  CHECK(table[0]["format"] == "f32");
+  CHECK(table[0]["kl_mean"].get<double>() < 1e-9);
+  CHECK(table[1]["format"] == "q8_0");
+  CHECK(table[1]["save_as"] == "gguf");
+  CHECK(table[1]["file_bytes"].get<std::size_t>() < table[0]["file_bytes"].get<std::size_t>() / 2);
+  CHECK(table[2]["save_as"] == "bitsandbytes");
+  CHECK(table[3]["save_as"].is_null());
+  CHECK(table[3]["kl_mean"].get<double>() > table[1]["kl_mean"].get<double>());
+}
+
+TEST_CASE("quantise needs memory for the largest tensor, not for the model, and leaves nothing when it is stopped") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder, {.dim = 512, .hidden = 2048, .layers = 4, .heads = 8, .kv_heads = 8, .vocabulary = 512, .positions = 8});
+  const std::string out = folder / "big.gguf";
+  const outcome o = run("quantise " + model + " " + out + " --format q4_0 --threads 1 --json");
+  REQUIRE(o.code == 0);
+  const auto j = nlohmann::json::parse(o.out);
+  const auto bytes = [&](const char* key) { return j[key].get<std::size_t>(); };
+  REQUIRE(bytes("source_bytes") > 12 * bytes("largest_tensor_float_bytes"));
+  if (!instrumented) CHECK(bytes("peak_memory_bytes") - bytes("memory_before_bytes") < 3 * bytes("largest_tensor_float_bytes") + (8u << 20));
+
+  std::filesystem::remove(out);
+  const outcome stopped = run("quantise " + model + " " + out + " --format iq4_nl --method rtn --threads 1", "timeout -s TERM 0.4 ");
+  CHECK(stopped.code != 0);
+  std::set<std::string> left;
+  for (const auto& e : std::filesystem::directory_iterator{folder.path()}) left.insert(e.path().filename().string());
+  CHECK(left == std::set<std::string>{"tiny.bin", "tiny-tok.bin"});
+}

@@ -1,0 +1,203 @@
+// Models through every kind of file: what comes back computes what went in, and what is damaged is refused.
+#include "files/save.hpp"
+#include "text/tokeniser.hpp"
+#include "tiny_model.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+
+using namespace llm;
+
+namespace {
+
+// The logits of a few tokens, computed exactly.
+std::vector<float> logits_of(const checkpoint& file, const weight_source& source, thread_pool& threads) {
+  const auto model = build_llama(file, source, threads);
+  REQUIRE_MESSAGE(model.ok(), (model.ok() ? "" : model.error().message));
+  session s{*model, 8, threads, lowbit::precision::exact};
+  const std::vector<int> ids{1, 17, 260, 5, 99, 3};
+  const matrix& logits = s.feed(ids, ids.size());
+  return {logits.row(0), logits.row(0) + logits.rows() * logits.cols()};
+}
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  double d = 0.0;
+  for (std::size_t i = 0; i < a.size(); ++i) d = std::max(d, static_cast<double>(std::abs(a[i] - b[i])));
+  return d;
+}
+
+std::vector<float> decoded(lowbit::packed_view w) {
+  std::vector<float> values(w.rows * w.cols);
+  lowbit::decode(w, {values.data(), w.rows, w.cols});
+  return values;
+}
+
+bool only_these(const temporary_folder& folder, const std::vector<std::string>& names) {
+  std::size_t count = 0;
+  for ([[maybe_unused]] const auto& e : std::filesystem::directory_iterator{folder.path()}) ++count;
+  for (const std::string& n : names)
+    if (!std::filesystem::exists(folder / n)) return false;
+  return count == names.size();
+}
+
+}  // namespace
+
+TEST_CASE("a model saved in any format runs from the file as it does from memory") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  const auto original = open_checkpoint(write_tiny_model(folder));
+  REQUIRE(original.ok());
+  const std::vector<float> reference = logits_of(*original, as_float32(threads), threads);
+  double largest = 0.0;
+  for (const float v : reference) largest = std::max(largest, static_cast<double>(std::abs(v)));
+
+  std::size_t saved_formats = 0;
+  for (const lowbit::format_spec* spec : lowbit::all_formats::specs) {
+    const auto format = *lowbit::find_format(spec->name);
+    CAPTURE(std::string{spec->name});
+    checkpoint model = *original;
+    const requantisation how = plan_for(model, format, lowbit::method::rtn);
+    const weight_source source = [&](const tensor& t) { return requantise(t, how, threads); };
+    const std::vector<float> in_memory = logits_of(model, source, threads);
+    if (spec->name == "f32") CHECK(largest_difference(in_memory, reference) == 0.0);
+    if (spec->name == "q8_0" || spec->name == "s8_g32") CHECK(largest_difference(in_memory, reference) < 0.05 * largest);
+    if (container_of(model, format) == container::none) continue;
+
+    const bool gguf = container_of(model, format) == container::gguf;
+    const std::string path = folder / (gguf ? "model.gguf" : "model");
+    std::filesystem::remove_all(path);
+    const auto bytes = save_model(path, model, format, source);
+    REQUIRE_MESSAGE(bytes.ok(), (bytes.ok() ? "" : bytes.error().message));
+    if (gguf) CHECK(*bytes == std::filesystem::file_size(path));
+    const auto again = open_checkpoint(path);
+    REQUIRE_MESSAGE(again.ok(), (again.ok() ? "" : again.error().message));
+    CHECK(again->config.rope == (gguf ? rope_order::pairs : rope_order::halves));
+    for (const tensor& t : model.tensors) {
+      const tensor* const found = again->find(t.name);
+      REQUIRE(found != nullptr);
+      const auto expected = requantise(t, how, threads), read = found->read();
+      REQUIRE((expected.ok() && read.ok()));
+      CHECK(decoded(read->view()) == decoded(expected->view()));
+    }
+    // The order of rows within a head is not the order of the sums in attention: equal up to rounding.
+    CHECK(largest_difference(logits_of(*again, stored, threads), in_memory) < 1e-5 * largest);
+
+    const auto words = tokeniser::from(original->words), words_again = tokeniser::from(again->words);
+    REQUIRE((words.ok() && words_again.ok()));
+    for (const char* text : {"hello there", "naïve  \n", ""}) CHECK(words_again->encode(text) == words->encode(text));
+    ++saved_formats;
+  }
+  CHECK(saved_formats >= 17 + 2 + 45);  // floats and GGUF's; bitsandbytes'; uniform but for the single symmetric bit
+}
+
+TEST_CASE("rows that blocks do not divide fall back as in llama.cpp, and still save") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  tiny_shape shape;
+  shape.hidden = 172;  // stories260K's
+  const auto model = open_checkpoint(write_tiny_model(folder, shape));
+  REQUIRE(model.ok());
+  const auto target = [&](const char* name, const char* format) {
+    return std::string{lowbit::spec_of_id(target_format(*model->find(name), *lowbit::find_format(format))).name};
+  };
+  CHECK(target("blk.0.ffn_down.weight", "q4_0") == "f16");
+  CHECK(target("blk.0.ffn_up.weight", "q4_0") == "q4_0");
+  CHECK(target("blk.0.ffn_up.weight", "q2_k") == "q4_0");
+  CHECK(target("blk.0.ffn_up.weight", "q3_k") == "q4_0");
+  CHECK(target("blk.0.ffn_up.weight", "q4_k") == "q5_0");
+  CHECK(target("blk.0.ffn_up.weight", "q5_k") == "q5_1");
+  CHECK(target("blk.0.ffn_up.weight", "q6_k") == "q8_0");
+  CHECK(target("blk.0.ffn_up.weight", "iq4_xs") == "iq4_nl");
+  CHECK(target("blk.0.ffn_up.weight", "mxfp4") == "mxfp4");
+  CHECK(target("blk.0.ffn_norm.weight", "q4_0") == "f32");
+  CHECK(target("token_embd.weight", "nf4") == "f32");
+  CHECK(container_of(*model, *lowbit::find_format("nf4")) == container::none);
+  checkpoint changed = *model;
+  const requantisation how = plan_for(changed, *lowbit::find_format("q4_0"), lowbit::method::rtn);
+  const auto source = [&](const tensor& t) { return requantise(t, how, threads); };
+  REQUIRE(save_model(folder / "ragged.gguf", changed, how.format, source).ok());
+  const auto again = open_checkpoint(folder / "ragged.gguf");
+  REQUIRE(again.ok());
+  CHECK(logits_of(*again, stored, threads) == logits_of(changed, source, threads));
+}
+
+TEST_CASE("a save that fails half-way leaves nothing behind") {
+  for (const char* format : {"q4_0", "nf4"}) {
+    const temporary_folder folder;
+    thread_pool threads{1};
+    auto model = open_checkpoint(write_tiny_model(folder));
+    REQUIRE(model.ok());
+    const requantisation how = plan_for(*model, *lowbit::find_format(format), lowbit::method::rtn);
+    std::size_t read = 0;
+    const auto source = [&](const tensor& t) -> lowbit::result<weights> {
+      if (++read == 7) return lowbit::failure{lowbit::errc::cancelled, "stop"};
+      return requantise(t, how, threads);
+    };
+    CHECK(!save_model(folder / "out", *model, how.format, source).ok());
+    CHECK(only_these(folder, {"tiny.bin", "tiny-tok.bin"}));
+  }
+}
+
+TEST_CASE("files that are cut off anywhere, or have a byte changed, are refused or read, never a crash") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  const std::string bin = write_tiny_model(folder, {.dim = 32, .hidden = 64, .layers = 1, .heads = 2, .kv_heads = 1, .vocabulary = 262, .positions = 8});
+  auto model = open_checkpoint(bin);
+  REQUIRE(model.ok());
+  for (const char* format : {"q4_0", "u4_g32"}) {
+    checkpoint changed = *model;
+    const requantisation how = plan_for(changed, *lowbit::find_format(format), lowbit::method::rtn);
+    REQUIRE(save_model(folder / (std::string{format} == "q4_0" ? "m.gguf" : "m"), changed, how.format,
+                       [&](const tensor& t) { return requantise(t, how, threads); }).ok());
+  }
+  struct { std::string model, file; } const cases[] = {
+      {bin, bin}, {bin, folder / "tiny-tok.bin"}, {folder / "m.gguf", folder / "m.gguf"}, {folder / "m", folder / "m/model.safetensors"},
+      {folder / "m", folder / "m/config.json"}, {folder / "m", folder / "m/tokenizer.json"}};
+  std::mt19937 random{5};
+  for (const auto& c : cases) {
+    CAPTURE(c.file);
+    const std::string whole = read_bytes(c.file);
+    REQUIRE(open_checkpoint(c.model).ok());
+    for (int i = 0; i < 60; ++i) {
+      const std::size_t length = i < 30 ? static_cast<std::size_t>(i) * std::min<std::size_t>(whole.size() - 1, 3000) / 30 : random() % (whole.size() - 1);
+      write_bytes(c.file, whole.substr(0, length));
+      const auto cut = open_checkpoint(c.model);
+      CHECK_MESSAGE(!cut.ok(), "cut to " << length << " of " << whole.size());
+      if (!cut.ok()) CHECK(cut.error().message.find('\n') == std::string::npos);
+    }
+    for (int i = 0; i < 200; ++i) {
+      std::string damaged = whole;
+      damaged[random() % std::min<std::size_t>(damaged.size(), 6000)] = static_cast<char>(random());
+      write_bytes(c.file, damaged);
+      if (const auto read = open_checkpoint(c.model); read.ok()) {  // a value changed: whatever it is now, it runs or is refused
+        (void)tokeniser::from(read->words).ok();
+        (void)build_llama(*read, stored, threads).ok();
+      }
+    }
+    write_bytes(c.file, whole);
+  }
+}
+
+TEST_CASE("a tensor with a NaN is named") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  std::string bytes = tiny_checkpoint({});
+  const float nan = std::nanf("");
+  // Behind the header, the embedding, two attention norms and query matrices lies blk.0.attn_k.weight.
+  std::memcpy(bytes.data() + 28 + 4 * (270 * 64 + 2 * 64 + 2 * 64 * 64 + 10), &nan, 4);
+  const std::string bin = write_tiny_model(folder);
+  write_bytes(bin, bytes);
+  auto model = open_checkpoint(bin);
+  REQUIRE(model.ok());
+  const auto built = build_llama(*model, stored, threads);
+  REQUIRE(!built.ok());
+  CHECK(built.error().message.find("blk.0.attn_k.weight") != std::string::npos);
+  const requantisation how = plan_for(*model, *lowbit::find_format("q4_0"), lowbit::method::rtn);
+  const auto saved = save_model(folder / "nan.gguf", *model, how.format, [&](const tensor& t) { return requantise(t, how, threads); });
+  REQUIRE(!saved.ok());
+  CHECK(saved.error().message.find("blk.0.attn_k.weight") != std::string::npos);
+  CHECK(only_these(folder, {"tiny.bin", "tiny-tok.bin"}));
+}
