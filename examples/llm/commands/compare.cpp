@@ -225,8 +225,8 @@ void add_compare(CLI::App& app, const common_options& common, action& chosen) {
   const auto o = std::make_shared<options>();
   CLI::App* c = app.add_subcommand("compare", "Quantise a model in many ways and show in one table what each costs");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
-  c->add_option("--formats", o->formats, "Formats to try, separated by commas")->delimiter(',')->capture_default_str();
-  c->add_option("--methods", o->methods, "Methods to try, separated by commas: rtn, mse")->delimiter(',')->capture_default_str();
+  c->add_option("--format,--formats", o->formats, "Formats to try, separated by commas")->delimiter(',')->capture_default_str();
+  c->add_option("--method,--methods", o->methods, "Methods to try, separated by commas: rtn, mse")->delimiter(',')->capture_default_str();
   c->add_option("--text", o->text, "A UTF-8 text to evaluate on (default: one that the float32 model writes)");
   c->add_option("--context", o->context, "Tokens in a window (default 256, or what the model was trained for)");
   c->add_option("--tokens", o->tokens, "Predict so many tokens (default: by the size of the vocabulary, 64 to 4096)");

@@ -3,9 +3,11 @@
 #include "elementwise.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <limits>
 
-// The two loops below are compiled for several instruction sets, and the program picks one when it starts.
+// The loops below are compiled for several instruction sets, and the program picks one when it starts.
 #if defined(__x86_64__)
 #define LLM_FOR_EACH_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -16,7 +18,12 @@ namespace llm {
 namespace {
 
 constexpr std::size_t lanes = kv_cache::lanes, rows = attention::rows_at_once;
-using vector = float __attribute__((vector_size(lanes * sizeof(float)), aligned(alignof(float)), may_alias));
+using vector = float __attribute__((vector_size(lanes * sizeof(float))));
+using integers = std::int32_t __attribute__((vector_size(lanes * sizeof(std::int32_t))));
+
+// By reference: how a vector is passed by value depends on the instruction set.
+inline __attribute__((always_inline)) void load(const float* from, vector& v) { std::memcpy(&v, from, sizeof v); }
+inline __attribute__((always_inline)) void store(const vector& v, float* to) { std::memcpy(to, &v, sizeof v); }
 
 // scores[r][p] = sum over i of query[r][i] * keys[i][p], for positions below `seen` and up to the next whole vector.
 LLM_FOR_EACH_MACHINE
@@ -25,10 +32,11 @@ void score(const float* query, std::size_t head_dim, const float* keys, std::siz
   for (std::size_t p = 0; p < seen; p += lanes) {
     vector sum[rows] = {};
     for (std::size_t i = 0; i < head_dim; ++i) {
-      const vector k = *reinterpret_cast<const vector*>(keys + i * key_stride + p);
+      vector k;
+      load(keys + i * key_stride + p, k);
       for (std::size_t r = 0; r < rows; ++r) sum[r] += query[r * head_dim + i] * k;
     }
-    for (std::size_t r = 0; r < rows; ++r) *reinterpret_cast<vector*>(scores + r * score_stride + p) = sum[r];
+    for (std::size_t r = 0; r < rows; ++r) store(sum[r], scores + r * score_stride + p);
   }
 }
 
@@ -38,10 +46,56 @@ void mix(const float* weights, std::size_t weight_stride, const float* values, s
   for (std::size_t i = 0; i < value_stride; i += lanes) {
     vector sum[rows] = {};
     for (std::size_t p = 0; p < seen; ++p) {
-      const vector v = *reinterpret_cast<const vector*>(values + p * value_stride + i);
+      vector v;
+      load(values + p * value_stride + i, v);
       for (std::size_t r = 0; r < rows; ++r) sum[r] += weights[r * weight_stride + p] * v;
     }
-    for (std::size_t r = 0; r < rows; ++r) *reinterpret_cast<vector*>(out + r * value_stride + i) = sum[r];
+    for (std::size_t r = 0; r < rows; ++r) store(sum[r], out + r * value_stride + i);
+  }
+}
+
+// x = 2^x for -126 <= x <= 126, to about 2e-7: 2^round(x) by its exponent bits, the rest by its series.
+inline __attribute__((always_inline)) void exp2_in_place(vector& x) {
+  constexpr float round_to_integer = 0x1.8p23f;  // adding it leaves no bits for a fraction
+  const vector whole = (x + round_to_integer) - round_to_integer, t = (x - whole) * 0.693147181f;
+  const vector series =
+      1.0f + t * (1.0f + t * (1.0f / 2 + t * (1.0f / 6 + t * (1.0f / 24 + t * (1.0f / 120 + t * (1.0f / 720 + t * (1.0f / 5040)))))));
+  const integers power = (__builtin_convertvector(whole, integers) + 127) << 23;
+  vector factor;
+  std::memcpy(&factor, &power, sizeof factor);
+  x = series * factor;
+}
+
+// softmax of x[0, visible), in place; zero from there to the end of the last whole vector. Expects room for that.
+LLM_FOR_EACH_MACHINE
+void causal_softmax(float* x, std::size_t visible) {
+  const std::size_t end = lowbit::round_up(visible, lanes);
+  std::fill(x + visible, x + end, -std::numeric_limits<float>::infinity());
+  vector high, v;
+  load(x, high);
+  for (std::size_t p = lanes; p < end; p += lanes) {
+    load(x + p, v);
+    high = v > high ? v : high;
+  }
+  float highest = high[0];
+  for (std::size_t i = 1; i < lanes; ++i) highest = std::max(highest, high[i]);
+  constexpr float log2_e = 1.44269504f, least = -126.0f;
+  vector sum = {};
+  for (std::size_t p = 0; p < end; p += lanes) {
+    load(x + p, v);
+    const vector power = (v - highest) * log2_e;
+    v = power > least ? power : least + vector{};
+    exp2_in_place(v);
+    for (std::size_t i = visible > p ? visible - p : 0; i < lanes; ++i) v[i] = 0.0f;
+    sum += v;
+    store(v, x + p);
+  }
+  double total = 0.0;
+  for (std::size_t i = 0; i < lanes; ++i) total += static_cast<double>(sum[i]);
+  const auto scale = static_cast<float>(1.0 / total);
+  for (std::size_t p = 0; p < end; p += lanes) {
+    load(x + p, v);
+    store(v * scale, x + p);
   }
 }
 
@@ -64,8 +118,8 @@ void attention::run(std::size_t begin, std::size_t end) const {
     for (std::size_t r = 0; r < count; ++r) {
       float* const row = &scores[r * score_stride];
       const std::size_t visible = first + token(r) + 1;
-      softmax(row, visible);
-      std::fill(row + visible, row + seen, 0.0f);
+      causal_softmax(row, visible);
+      std::fill(row + std::min(lowbit::round_up(visible, lanes), seen), row + seen, 0.0f);
     }
     mix(scores.data(), score_stride, cache.values(layer, kv_head), value_stride, seen, mixed.data());
     for (std::size_t r = 0; r < count; ++r) std::memcpy(out.row(token(r)) + offset(r), &mixed[r * value_stride], head_dim * sizeof(float));
