@@ -70,13 +70,6 @@ class file_writer {
     return write_all(bytes.data(), bytes.size());
   }
   status append(std::string_view text) { return append({reinterpret_cast<const std::uint8_t*>(text.data()), text.size()}); }
-  template <class T>
-    requires std::is_arithmetic_v<T>
-  status append_number(T value) {
-    std::uint8_t bytes[sizeof(T)];
-    std::memcpy(bytes, &value, sizeof(T));
-    return append(std::span<const std::uint8_t>(bytes));
-  }
   /// Zeros up to the next multiple of `alignment`.
   status pad_to(std::size_t alignment) {
     const std::string zeros((alignment - written_ % alignment) % alignment, '\0');

@@ -1,21 +1,19 @@
 // Writing GGUF version 3 as a stream: metadata and tensor shapes first, then each tensor's bytes in turn. Never holds a tensor.
 #pragma once
 
-#include <lowbit/io/file_writer.hpp>
 #include <lowbit/io/gguf.hpp>
+#include <lowbit/io/tensor_stream.hpp>
 
 namespace lowbit {
 
 /// Declares a file, then fills it. The file appears under its name only when commit() succeeds.
-class gguf_writer {
+class gguf_writer : public tensor_stream {
  public:
   /// Writes the header. Of each tensor name, type and dims count. Fails where a name or shape is not valid, or the file cannot be written.
   static result<gguf_writer> create(const std::filesystem::path& target, const gguf_metadata& metadata,
                                     const std::vector<gguf_tensor>& tensors) {
-    gguf_writer w;
-    const auto alignment = metadata.find<std::uint32_t>("general.alignment");
-    if (alignment) w.alignment_ = *alignment;
-    if (w.alignment_ == 0 || (w.alignment_ & (w.alignment_ - 1)) != 0) return failure{errc::bad_value, "general.alignment is not a power of two"};
+    const std::size_t alignment = metadata.find<std::uint32_t>("general.alignment").value_or(32);
+    if (alignment == 0 || (alignment & (alignment - 1)) != 0) return failure{errc::bad_value, "general.alignment is not a power of two"};
     std::string head = "GGUF";
     put<std::uint32_t>(head, 3);
     put<std::uint64_t>(head, tensors.size());
@@ -25,6 +23,7 @@ class gguf_writer {
       put_value(head, e.value);
     }
     std::uint64_t offset = 0;
+    std::vector<tensor_bytes> pending;
     std::unordered_set<std::string_view> seen;
     for (const gguf_tensor& t : tensors) {
       const auto bytes = detail::gguf_tensor_bytes(t);
@@ -36,42 +35,16 @@ class gguf_writer {
       for (const std::uint64_t d : t.dims) put<std::uint64_t>(head, d);
       put<std::uint32_t>(head, t.type);
       put<std::uint64_t>(head, offset);
-      offset = round_up(static_cast<std::size_t>(offset) + *bytes, w.alignment_);
-      w.pending_.push_back({t.name, *bytes});
+      offset = round_up(static_cast<std::size_t>(offset) + *bytes, alignment);
+      pending.push_back({t.name, *bytes});
     }
-    auto file = file_writer::create(target);
-    if (!file) return std::move(file).error();
-    w.file_.emplace(*std::move(file));
-    if (status s = w.file_->append(std::string_view(head)); !s) return std::move(s).error();
-    if (status s = w.file_->pad_to(w.alignment_); !s) return std::move(s).error();
-    return w;
+    auto stream = begin(target, head, std::move(pending), alignment);
+    if (!stream) return std::move(stream).error();
+    return gguf_writer(*std::move(stream));
   }
-
-  /// Appends bytes of the current tensor; in pieces if that is easier. When it is complete, the next one begins.
-  status append(std::span<const std::uint8_t> bytes) {
-    LOWBIT_EXPECTS(next_ < pending_.size() && bytes.size() <= pending_[next_].bytes - filled_);
-    if (status s = file_->append(bytes); !s) return s;
-    filled_ += bytes.size();
-    if (filled_ < pending_[next_].bytes) return done{};
-    ++next_;
-    filled_ = 0;
-    return file_->pad_to(alignment_);
-  }
-
-  /// Finishes the file. Expects that every declared tensor was appended.
-  status commit() {
-    LOWBIT_EXPECTS(next_ == pending_.size());
-    return file_->commit();
-  }
-  /// Bytes written so far.
-  [[nodiscard]] std::size_t written() const noexcept { return file_->written(); }
 
  private:
-  struct tensor_bytes {
-    std::string name;
-    std::size_t bytes;
-  };
-  gguf_writer() = default;
+  explicit gguf_writer(tensor_stream stream) : tensor_stream(std::move(stream)) {}
 
   template <class T>
   static void put(std::string& out, T value) {
@@ -104,10 +77,6 @@ class gguf_writer {
         },
         array);
   }
-
-  std::optional<file_writer> file_;
-  std::vector<tensor_bytes> pending_;
-  std::size_t next_ = 0, filled_ = 0, alignment_ = 32;
 };
 
 }  // namespace lowbit
