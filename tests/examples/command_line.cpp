@@ -11,6 +11,8 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool instrumented = true;
+#elif defined(__has_feature)
+constexpr bool instrumented = __has_feature(address_sanitizer);
 #else
 constexpr bool instrumented = false;
 #endif

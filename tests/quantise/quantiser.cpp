@@ -40,10 +40,11 @@ TEST_CASE("errors on normal weights are those published for ggml's and others' q
                                                      {"q3_k", .1509}, {"q2_k", .2964}};
   const matrix w = normal_matrix(64, 2048, 1);
   serial_executor serial;
-  for (const auto& [name, error] : published) {
+  for (const auto& row : published) {
+    const std::string name(row.first);
     const auto q = quantise(*find_format(name), method::rtn, view(w), serial);
     REQUIRE(q);
-    CHECK_MESSAGE(relative_error(*q, w) == doctest::Approx(error).epsilon(0.02), std::string(name));
+    CHECK_MESSAGE(relative_error(*q, w) == doctest::Approx(row.second).epsilon(0.02), name);
   }
 }
 

@@ -226,9 +226,10 @@ consteval unsigned unclaimed_bits(const format_spec& s) { return count_claims(s)
 template <block_format F>
 struct checked_spec {
   static constexpr claims found = count_claims(F::spec);
+  // A compiler may stop at the first that fails, so causes come before their consequences.
+  static_assert(!found.miscounted, "lowbit: a plane of this format does not count as many elements as its field has");
   static_assert(!found.outside, "lowbit: a field of this format lies outside its block");
   static_assert(found.overlapping == 0, "lowbit: two fields of this format claim the same bit");
-  static_assert(!found.miscounted, "lowbit: a plane of this format does not count as many elements as its field has");
   static_assert(found.unclaimed == F::spec.unused_bits, "lowbit: this format leaves bits that no field claims");
   static_assert(F::spec.block % F::spec.sub_block() == 0, "lowbit: the sub-blocks of this format do not divide its block");
   static_assert(F::spec.is_float() || (F::spec.codes.bits() >= 1 && F::spec.codes.bits() <= 8),

@@ -209,7 +209,7 @@ void dequantise_row(const format_spec& s, const std::uint8_t* blocks, std::size_
         }
         const std::size_t stop = end < unpacked ? end : unpacked;
         for (; i + n <= stop; i += n) {
-          const auto code = simd::load_widened<Arch>(codes + i - base, Arch{});
+          const auto code = simd::load_widened<Arch>(codes + (i - base), Arch{});
           floats level;
           if (table) level = simd::lookup16<Arch>(code, values, Arch{});
           else if (s.codes.is_signed) level = xsimd::to_float(batch<std::int32_t, Arch>((code << static_cast<int>(32 - s.codes.bits())) >> static_cast<int>(32 - s.codes.bits())));

@@ -49,7 +49,9 @@ inline std::uint32_t stored_scale(number type, float value) noexcept {
 
 /// Rounds sub-block scales to the block's fields.
 inline void store_scales(const format_spec& s, const std::vector<real_scale>& sub, const block_fields& f) noexcept {
-  const auto nearest = [](float v, int low, int high) { return std::clamp(static_cast<int>(std::nearbyint(v)), low, high); };
+  const auto nearest = [](float v, int low, int high) {
+    return static_cast<int>(std::nearbyint(std::clamp(v, static_cast<float>(low), static_cast<float>(high))));
+  };
   const auto super = [&](const integer_field& field, auto value_of) {
     float extreme = 0;
     for (const real_scale& r : sub)

@@ -18,7 +18,7 @@ void quantise_symmetric(const float* x, block_parts<F>& p) noexcept {
   const float d = largest(x, spec_of<F>.block) / static_cast<float>(-zero), inverse = d != 0 ? 1.0f / d : 0.0f;
   p.scale = number_bits(number::f16, d);
   for (std::size_t i = 0; i < spec_of<F>.block; ++i) {
-    const int code = static_cast<std::int8_t>(rounded_product(x[i], inverse) + (static_cast<float>(zero) + 0.5f));
+    const int code = static_cast<std::int8_t>(truncated(rounded_product(x[i], inverse) + (static_cast<float>(zero) + 0.5f)));
     p.codes[i] = static_cast<std::uint8_t>(std::min(2 * zero - 1, code));
   }
 }
@@ -32,7 +32,7 @@ void quantise_range(const float* x, block_parts<F>& p) noexcept {
   p.scale = number_bits(number::f16, d);
   p.minimum = number_bits(number::f16, *low);
   for (std::size_t i = 0; i < spec_of<F>.block; ++i)
-    p.codes[i] = static_cast<std::uint8_t>(std::min(static_cast<int>(top), static_cast<int>(rounded_product(x[i] - *low, inverse) + 0.5f)));
+    p.codes[i] = static_cast<std::uint8_t>(std::min(static_cast<int>(top), truncated(rounded_product(x[i] - *low, inverse) + 0.5f)));
 }
 
 /// q8_0 and tq2_0: the largest magnitude on the highest code, halves away from zero.
@@ -43,7 +43,7 @@ void quantise_absmax(const float* x, block_parts<F>& p) noexcept {
   const float inverse = d != 0 ? 1.0f / d : 0.0f;
   p.scale = number_bits(number::f16, d);
   for (std::size_t i = 0; i < s.block; ++i)
-    p.codes[i] = static_cast<std::uint8_t>(s.codes.stored(static_cast<int>(std::round(rounded_product(x[i], inverse)))));
+    p.codes[i] = static_cast<std::uint8_t>(s.codes.stored(truncated(std::round(rounded_product(x[i], inverse)))));
 }
 
 /// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding), codes by a scan for the least error.

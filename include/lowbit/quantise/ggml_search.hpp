@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <limits>
 
 #ifdef __FAST_MATH__
 #error "lowbit: ggml's reference quantisers cannot keep their bytes under -ffast-math"
@@ -25,6 +26,12 @@ inline int nearest_int(float v) noexcept {
   return static_cast<int>(std::bit_cast<std::uint32_t>(v + 12582912.0f) & 0x7fffffu) - 0x400000;
 }
 inline int nearest_int(float v, int low, int high) noexcept { return std::clamp(nearest_int(v), low, high); }
+
+/// Rounding towards zero as x86's conversion does it: what an int cannot hold becomes INT_MIN. (Blocks whose scale is a subnormal
+/// number have an infinite inverse; ggml converts the infinity, which C++ leaves undefined.)
+inline int truncated(float v) noexcept {
+  return std::fabs(v) < 2147483648.0f ? static_cast<int>(v) : std::numeric_limits<int>::min();
+}
 
 /// The first element of the largest magnitude, with its sign.
 inline float largest(const float* x, std::size_t n) noexcept {
