@@ -84,18 +84,15 @@ void dequantise_row(benchmark::State& state, const kernel::unit& unit, const for
 template <bool Pack>
 void codes_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
   packed_matrix w = random_weights(s, n);
-  std::vector<std::uint8_t> codes(n.cols + kernel::piece);
+  const std::size_t blocks = ceil_div(n.cols, s.block), codes_of_row = blocks * s.block;
+  std::vector<std::uint8_t> codes(n.rows * codes_of_row);
   for (auto _ : state)
-    for (std::size_t r = 0; r < n.rows; ++r)
-      for (std::size_t b = 0, c = 0; c < n.cols; ++b)
-        for (std::size_t i = 0; i < s.block; i += kernel::piece) {
-          const std::size_t size = std::min<std::size_t>(kernel::piece, s.block - i);
-          std::uint8_t* const block = w.row(r) + b * s.bytes;
-          Pack ? unit.pack_codes(s, &codes[c], i, size, block) : unit.unpack_codes(s, block, i, size, &codes[c]);
-          c += size;
-        }
+    for (std::size_t r = 0; r < n.rows; ++r) {
+      std::uint8_t* const row = &codes[r * codes_of_row];
+      Pack ? unit.pack_codes(s, row, blocks, 0, s.block, w.row(r)) : unit.unpack_codes(s, w.row(r), blocks, 0, s.block, row);
+    }
   const auto weights = static_cast<double>(n.rows * n.cols);
-  count(state, weights, static_cast<double>(w.bytes().size()), static_cast<double>(w.bytes().size()), bench::read_roof(), "B");
+  count(state, weights, static_cast<double>(w.bytes().size()), weights, Pack ? bench::read_roof() : bench::write_roof(), "B");
 }
 
 void build_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {

@@ -1,10 +1,12 @@
 #include "roofs.hpp"
 
+#include <lowbit/core/aligned_buffer.hpp>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <span>
 #include <string_view>
-#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -25,9 +27,10 @@ double seconds_of(auto&& f) {
 }
 
 /// More than twice any last-level cache that this is likely to meet.
-std::vector<std::uint64_t>& memory() {
-  static std::vector<std::uint64_t> m((std::size_t{256} << 20) / 8, 1);
-  return m;
+/// As weights are: aligned, and in huge pages where the system gives them.
+std::span<std::uint64_t> memory() {
+  static aligned_buffer m(std::size_t{256} << 20);
+  return {reinterpret_cast<std::uint64_t*>(m.data()), m.size() / 8};
 }
 
 #if defined(__x86_64__)
@@ -71,7 +74,7 @@ double rate(void (*loop)(std::size_t), double operations) {
 
 double read_roof() {
   static const double roof = [] {
-    const auto& m = memory();
+    const auto m = memory();
     volatile std::uint64_t sink;
     const double s = seconds_of([&] {
       std::uint64_t sums[16] = {};
@@ -89,7 +92,7 @@ double read_roof() {
 
 double write_roof() {
   static const double roof = [] {
-    auto& m = memory();
+    const auto m = memory();
     int value = 0;
     const double s = seconds_of([&] { std::memset(m.data(), ++value, m.size() * 8); });
     return static_cast<double>(m.size() * 8) / s;

@@ -53,17 +53,19 @@ TEST_CASE("codes come out of blocks as the spec's planes say, and go back in") {
     for_each_spec([&](const format_spec& s) {
       if (s.is_float()) return;
       CAPTURE(std::string(s.name));
-      const packed_matrix w = test::random_blocks(s, 1, s.block, 11);
-      std::vector<std::uint8_t> repacked(s.bytes), expected(s.bytes);
+      constexpr std::size_t blocks = 3;
+      const packed_matrix w = test::random_blocks(s, 1, blocks * s.block, 11);
+      std::vector<std::uint8_t> repacked(blocks * s.bytes), expected(blocks * s.bytes);
       for (std::size_t first = 0; first < s.block; first += kernel::piece) {
         const std::size_t count = std::min<std::size_t>(kernel::piece, s.block - first);
-        std::uint8_t codes[kernel::piece];
-        unit.unpack_codes(s, w.row(0), first, count, codes);
-        for (std::size_t i = 0; i < count; ++i) {
-          REQUIRE(codes[i] == s.codes.raw(w.row(0), first + i));
-          s.codes.set_raw(expected.data(), first + i, codes[i]);
-        }
-        unit.pack_codes(s, codes, first, count, repacked.data());
+        std::vector<std::uint8_t> codes(blocks * count);
+        unit.unpack_codes(s, w.row(0), blocks, first, count, codes.data());
+        for (std::size_t b = 0; b < blocks; ++b)
+          for (std::size_t i = 0; i < count; ++i) {
+            REQUIRE(codes[b * count + i] == s.codes.raw(w.row(0) + b * s.bytes, first + i));
+            s.codes.set_raw(&expected[b * s.bytes], first + i, codes[b * count + i]);
+          }
+        unit.pack_codes(s, codes.data(), blocks, first, count, repacked.data());
       }
       REQUIRE(repacked == expected);
     });

@@ -65,6 +65,9 @@ struct plane {
 /// The position of byte n, in bits.
 LOWBIT_ALWAYS_INLINE constexpr unsigned byte(unsigned n) noexcept { return 8 * n; }
 
+/// Kernels keep the places of a block's sub-scales on the stack.
+inline constexpr std::size_t max_sub_blocks = 64;
+
 /// Integers, one for each element (a weight, a sub-block, or the one block): raw = sum of planes, value = raw - zero, or raw
 /// read as two's complement.
 struct integer_field {
@@ -232,6 +235,7 @@ struct checked_spec {
   static_assert(found.overlapping == 0, "lowbit: two fields of this format claim the same bit");
   static_assert(found.unclaimed == F::spec.unused_bits, "lowbit: this format leaves bits that no field claims");
   static_assert(F::spec.block % F::spec.sub_block() == 0, "lowbit: the sub-blocks of this format do not divide its block");
+  static_assert(F::spec.sub_blocks() <= max_sub_blocks, "lowbit: a block has at most 64 sub-blocks");
   static_assert(F::spec.is_float() || (F::spec.codes.bits() >= 1 && F::spec.codes.bits() <= 8),
                 "lowbit: codes are 1 to 8 bits wide");
   static_assert(F::spec.is_float() || F::spec.scale.present(), "lowbit: a block of codes needs a scale");

@@ -1,8 +1,9 @@
 // Activations laid out for the kernels: tiles of tokens, within a tile [step][token], so that a product takes them as broadcasts.
 //
 // Integer path: each block of a token (the weights' block) gets a scale of its own, x ~ scale * q with q = x * 127 / max|x| rounded to
-// nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block, with which zero-points and minima cost one multiply-add a block. Exact path:
-// floats, with float sums where minima need them. A tile has `tile_tokens` columns; a last tile of one token has one column.
+// nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block. A zero-point
+// that the whole format shares is taken away before the first product: accumulators start from -zero * sum. Exact path: floats, with
+// float sums where minima need them. A tile has `tile_tokens` columns; a last tile of one token has one column.
 #pragma once
 
 #include <lowbit/kernel/panel.hpp>
@@ -20,6 +21,8 @@ struct activation_buffers {
   float* floats = nullptr;        ///< [tile][padded column][token] (exact path; in the place of words)
   float* scales = nullptr;        ///< [tile][block][token]
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
+  std::int32_t* starts = nullptr; ///< [tile][sub-block][token], what accumulators begin with
+  std::int32_t* pairs = nullptr;  ///< [tile][pair of a block's sub-blocks][token], two 16-bit sums (formats with sub-minima)
   float* float_sums = nullptr;    ///< the same (exact path; in the place of sums)
 };
 
@@ -37,6 +40,13 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::siz
   return tokens - tile * full == 1 ? 1 : full;
 }
 
+/// What unsigned bytes hold more than the levels they stand for, on every row: the format's own zero, and 128 where signed levels are
+/// fed as level + 128. A zero-point that is stored for each row comes on top.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE constexpr int shared_zero(const panel_layout& p) noexcept {
+  return (p.stored_zero ? 0 : p.zero) + (p.shape.level != level_kind::unsigned_code && simd::exact_u8s8<Arch> ? 128 : 0);
+}
+
 /// Blocks of activations whose largest magnitude is not above this count as zero (127 / max must not overflow).
 inline constexpr float smallest_activation = 0x1p-100f;
 
@@ -45,12 +55,15 @@ void quantise_activations(const activation_args& a) noexcept {
   constexpr std::size_t full = tile_tokens<Arch>, n = simd::lanes<Arch>;
   using floats = simd::batch<float, Arch>;
   const panel_layout& p = *a.layout;
+  const int zero = shared_zero<Arch>(p);
   const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks, steps = blocks * p.block_steps();
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
     const std::size_t width = tile_width(tile, a.tokens, full);
     std::int32_t* const words = a.out.words + tile * full * steps;
     float* const scales = a.out.scales + tile * full * blocks;
     std::int32_t* const sums = a.out.sums + tile * full * subs;
+    std::int32_t* const starts = a.out.starts + tile * full * subs;
+    std::int32_t* const pairs = a.out.pairs + tile * full * blocks * p.sub_pairs();
     for (std::size_t t = 0; t < width; ++t) {
       const std::size_t token = tile * full + t;
       const bool present = token < a.tokens;
@@ -98,6 +111,13 @@ void quantise_activations(const activation_args& a) noexcept {
               std::memcpy(word, narrow + i * step_weights, step_weights);
           }
           sums[(b * p.sub_blocks + j) * width + t] = sum;
+          starts[(b * p.sub_blocks + j) * width + t] = -zero * sum;
+        }
+        for (std::size_t j = 0; j < p.sub_pairs(); ++j) {
+          const std::int32_t* const two = sums + (b * p.sub_blocks + 2 * j) * width + t;
+          const auto low = static_cast<std::uint16_t>(two[0]);
+          const auto high = static_cast<std::uint16_t>(2 * j + 1 < p.sub_blocks ? two[width] : 0);
+          pairs[(b * p.sub_pairs() + j) * width + t] = static_cast<std::int32_t>(low | std::uint32_t{high} << 16);
         }
       }
     }

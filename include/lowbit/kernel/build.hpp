@@ -112,7 +112,7 @@ void build_panels(const build_args& a) noexcept {
             const std::size_t n = s.block - i < piece ? s.block - i : piece;
             std::uint8_t buffer[piece];
             std::uint8_t* const to = padded ? buffer : codes + i;
-            unpack_codes<Arch>(s, block, i, n, to);
+            unpack_codes<Arch>(s, block, 1, i, n, to);
             if (flip_bit != 0)
               for (std::size_t k = 0; k < n; ++k) to[k] ^= flip_bit;
             if (padded)

@@ -1,8 +1,8 @@
 // Codes out of and into the exchange layout, and whole rows to floats, vectorised from a plane's strides.
 //
 // Planes come in few patterns: bytes side by side (stride 8: most of GGUF), dense streams (stride = bits: uniform codes, the high bits
-// of q5), nibbles with the first on top (bitsandbytes). The pattern is read from the spec at run time, once per run of 16 codes or
-// more, so that one compiled function serves every format, a user's own too. Anything else goes by the codec's definition.
+// of q5), nibbles with the first on top (bitsandbytes). The pattern is read from the spec at run time, once for all the blocks of a
+// call, so that one compiled function serves every format, a user's own too. Anything else goes by the codec's definition.
 #pragma once
 
 #include <lowbit/format/codec.hpp>
@@ -10,8 +10,8 @@
 
 namespace lowbit::kernel {
 
-/// Codes are taken from a block in pieces of at most this many, so that buffers can live on the stack.
-inline constexpr std::size_t piece = 256;
+/// Codes that a caller with a buffer on the stack takes at once: of several small blocks, or a piece of a large one.
+inline constexpr std::size_t piece = 2048;
 
 namespace detail {
 
@@ -25,46 +25,50 @@ LOWBIT_ALWAYS_INLINE B shift_bytes(B v, int right) noexcept {
   return xsimd::bitwise_cast<std::uint8_t>(right >= 0 ? words(w >> right) : words(w << -right));
 }
 
-/// Eight codes of `Bits` bits, packed in the low bytes of a word, one to a byte.
-template <unsigned Bits>
-LOWBIT_ALWAYS_INLINE std::uint64_t spread(std::uint64_t x) noexcept {
-  if constexpr (Bits == 8) return x;
-  constexpr auto mask = [](unsigned n) { return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; };
-  constexpr std::uint64_t four = mask(4 * Bits), two = mask(2 * Bits) * 0x1'0000'0001u, one = mask(Bits) * 0x1'0001'0001'0001u;
-  x = (x & four) | ((x & (four << (4 * Bits))) << (32 - 4 * Bits));
-  x = (x & two) | ((x & (two << (2 * Bits))) << (16 - 2 * Bits));
-  return (x & one) | ((x & (one << Bits)) << (8 - Bits));
-}
-/// The inverse.
-template <unsigned Bits>
-LOWBIT_ALWAYS_INLINE std::uint64_t gather(std::uint64_t x) noexcept {
-  if constexpr (Bits == 8) return x;
-  constexpr auto mask = [](unsigned n) { return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; };
-  constexpr std::uint64_t four = mask(4 * Bits), two = mask(2 * Bits) * 0x1'0000'0001u, one = mask(Bits) * 0x1'0001'0001'0001u;
-  x = (x & one) | ((x >> (8 - Bits)) & (one << Bits));
-  x = (x & two) | ((x >> (16 - 2 * Bits)) & (two << (2 * Bits)));
-  return (x & four) | ((x >> (32 - 4 * Bits)) & (four << (4 * Bits)));
-}
+/// Where codes go: out of the block, or into one whose code bits are zero.
+enum class direction : std::uint8_t { unpack, pack };
 
-template <class Arch, unsigned Bits>
-LOWBIT_ALWAYS_INLINE void unpack_dense(const std::uint8_t* from, unsigned shift, std::uint8_t* codes, std::size_t groups) noexcept {
-  for (std::size_t g = 0; g < groups; ++g, from += Bits, codes += 8) {
-    std::uint64_t x = 0, old;
-    std::memcpy(&x, from, Bits);
-    std::memcpy(&old, codes, 8);
-    old |= spread<Bits>(x) << shift;
-    std::memcpy(codes, &old, 8);
+/// Moves 16 codes between a byte each and a plane whose codes lie side by side in bytes, at bit `right` of each (less the place in the
+/// code). The first plane of a field overwrites, the others add their bits.
+template <direction To>
+LOWBIT_ALWAYS_INLINE void move_bytes(std::uint8_t* block, std::uint8_t* codes, int right, bytes16 mask, bool first) noexcept {
+  if constexpr (To == direction::unpack) {
+    auto code = shift_bytes(bytes16::load_unaligned(block), right) & mask;
+    if (!first) code |= bytes16::load_unaligned(codes);
+    code.store_unaligned(codes);
+  } else {
+    const auto part = shift_bytes(bytes16::load_unaligned(codes) & mask, -right);
+    (bytes16::load_unaligned(block) | part).store_unaligned(block);
   }
 }
-template <class Arch, unsigned Bits>
-LOWBIT_ALWAYS_INLINE void pack_dense(const std::uint8_t* codes, unsigned shift, std::uint8_t* to, std::size_t groups) noexcept {
-  constexpr std::uint64_t low = ((1u << Bits) - 1) * 0x0101'0101'0101'0101u;
-  for (std::size_t g = 0; g < groups; ++g, to += Bits, codes += 8) {
-    std::uint64_t x, old = 0;
-    std::memcpy(&x, codes, 8);
-    std::memcpy(&old, to, Bits);
-    old |= gather<Bits>((x >> shift) & low);
-    std::memcpy(to, &old, Bits);
+
+/// Moves eight codes of a plane of `Bits`-bit codes packed one after the other.
+template <class Arch, direction To, unsigned Bits>
+LOWBIT_ALWAYS_INLINE void move_dense(std::uint8_t* block, std::uint8_t* codes, unsigned shift, bool first) noexcept {
+  std::uint64_t packed = 0, bytes;
+  std::memcpy(&packed, block, Bits);
+  std::memcpy(&bytes, codes, 8);
+  if constexpr (To == direction::unpack) {
+    const std::uint64_t spread = simd::spread_bits<Bits>(packed, Arch{}) << shift;
+    bytes = first ? spread : bytes | spread;
+    std::memcpy(codes, &bytes, 8);
+  } else {
+    packed |= simd::gather_bits<Bits>((bytes >> shift) & simd::low_bits<Bits>, Arch{});
+    std::memcpy(block, &packed, Bits);
+  }
+}
+
+/// Moves 32 codes of nibbles, the first of two on top.
+template <direction To>
+LOWBIT_ALWAYS_INLINE void move_nibbles(std::uint8_t* block, std::uint8_t* codes) noexcept {
+  const bytes16 low(15);
+  if constexpr (To == direction::unpack) {
+    const auto v = bytes16::load_unaligned(block);
+    const auto first = shift_bytes(v, 4) & low, second = v & low;
+    xsimd::zip_lo(first, second).store_unaligned(codes);
+    xsimd::zip_hi(first, second).store_unaligned(codes + 16);
+  } else {
+    for (std::size_t i = 0; i < 16; ++i) block[i] = static_cast<std::uint8_t>(codes[2 * i] << 4 | codes[2 * i + 1]);
   }
 }
 
@@ -90,141 +94,179 @@ LOWBIT_ALWAYS_INLINE pattern pattern_of(const plane& p) noexcept {
   const auto* stride = &p.digits.stride[0];
   if (stride[0] == 8 && extent[0] % 16 == 0) return pattern::bytes;
   if (stride[0] == static_cast<int>(p.bits) && extent[1] == 0 && p.base % 8 == 0) return pattern::dense;
-  if (p.bits == 4 && extent[0] == 2 && stride[0] == -4 && stride[1] == 8 && extent[2] == 0 && extent[1] % 16 == 0)
+  if (p.bits == 4 && p.shift == 0 && extent[0] == 2 && stride[0] == -4 && stride[1] == 8 && extent[2] == 0 && extent[1] % 16 == 0)
     return pattern::high_nibble_first;
   return pattern::other;
 }
 
+/// Codes [first, first + count) of `blocks` consecutive blocks. The const of one of the two pointers is taken off by the callers below.
+template <class Arch, direction To>
+LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, std::size_t blocks, std::size_t first, std::size_t count,
+                                     std::uint8_t* codes) noexcept {
+  for (const plane& p : s.codes.planes) {
+    if (p.bits == 0) break;
+    const bool is_first = &p == &s.codes.planes[0];
+    std::size_t done = 0;
+    switch (pattern_of(p)) {
+      case pattern::bytes: {
+        const std::size_t run = p.digits.extent[0];
+        const bytes16 mask(static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift));
+        for (; done + run <= count; done += run) {
+          const std::size_t bit = p.position(first + done);
+          const int right = static_cast<int>(bit % 8) - static_cast<int>(p.shift);
+          for (std::size_t b = 0; b < blocks; ++b)
+            for (std::size_t i = 0; i < run; i += 16)
+              move_bytes<To>(block + b * s.bytes + bit / 8 + i, codes + b * count + done + i, right, mask, is_first);
+        }
+        break;
+      }
+      case pattern::dense:
+        with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
+          const std::size_t at = p.position(first) / 8;
+          for (std::size_t b = 0; b < blocks; ++b)
+            for (std::size_t g = 0; g < count / 8; ++g)
+              move_dense<Arch, To, bits()>(block + b * s.bytes + at + g * bits(), codes + b * count + g * 8, p.shift, is_first);
+        });
+        done = count / 8 * 8;
+        break;
+      case pattern::high_nibble_first:
+        for (std::size_t b = 0; b < blocks; ++b)
+          for (done = 0; done + 32 <= count; done += 32)
+            move_nibbles<To>(block + b * s.bytes + (p.base / 8) + (first + done) / 2, codes + b * count + done);
+        break;
+      case pattern::other: break;
+    }
+    for (std::size_t i = done; i < count; ++i) {
+      const std::size_t bit = p.position(first + i);
+      for (std::size_t b = 0; b < blocks; ++b) {
+        std::uint8_t& code = codes[b * count + i];
+        std::uint8_t* const at = block + b * s.bytes;
+        if constexpr (To == direction::unpack)
+          code = static_cast<std::uint8_t>((is_first ? 0u : code) | read_bits(at, bit, p.bits) << p.shift);
+        else
+          write_bits(at, bit, p.bits, read_bits(at, bit, p.bits) | static_cast<unsigned>(code >> p.shift));
+      }
+    }
+  }
+}
+
+/// An integer field with one element for each sub-block, its places worked out once for many blocks.
+class sub_block_field {
+ public:
+  sub_block_field(const integer_field& f, std::size_t count) noexcept : field_(f) {
+    for (std::size_t k = 0; k < f.planes.size() && (&f.planes[0])[k].bits != 0; ++k)
+      for (std::size_t j = 0; j < count; ++j) at_[k][j] = static_cast<std::uint32_t>((&f.planes[0])[k].position(j));
+  }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE int value(const std::uint8_t* block, std::size_t j) const noexcept {
+    unsigned raw = 0;
+    for (std::size_t k = 0; k < 3; ++k) {
+      const plane& p = (&field_.planes[0])[k];
+      if (p.bits == 0) break;
+      const unsigned bit = at_[k][j] % 8u;
+      unsigned v = static_cast<unsigned>(block[at_[k][j] / 8u]) >> bit;
+      if (bit + p.bits > 8) v |= static_cast<unsigned>(block[at_[k][j] / 8u + 1]) << (8 - bit);
+      raw |= (v & ((1u << p.bits) - 1)) << p.shift;
+    }
+    return field_.value(raw);
+  }
+
+ private:
+  const integer_field& field_;
+  std::uint32_t at_[3][max_sub_blocks];
+};
+
 }  // namespace detail
 
-/// The raw codes [first, first + count) of a block, a byte each. `first` is a multiple of 256; count <= 256 and reaches the next
-/// multiple or the end of the block.
+/// The raw codes [first, first + count) of each of `blocks` consecutive blocks, a byte each, [blocks, count]. `first` is a multiple of
+/// `piece`; first + count is the next multiple or the end of the block.
 template <class Arch>
-void unpack_codes(const format_spec& s, const std::uint8_t* block, std::size_t first, std::size_t count, std::uint8_t* codes) noexcept {
-  using detail::bytes16;
-  std::memset(codes, 0, count);
-  for (const plane& p : s.codes.planes) {
-    if (p.bits == 0) break;
-    std::size_t done = 0;
-    switch (detail::pattern_of(p)) {
-      case detail::pattern::bytes: {
-        const std::size_t run = p.digits.extent[0];
-        const bytes16 mask(static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift));
-        for (; done + run <= count; done += run) {
-          const std::size_t bit = p.position(first + done);
-          for (std::size_t i = 0; i < run; i += 16) {
-            const auto v = bytes16::load_unaligned(block + bit / 8 + i);
-            const auto code = detail::shift_bytes(v, static_cast<int>(bit % 8) - static_cast<int>(p.shift)) & mask;
-            (bytes16::load_unaligned(codes + done + i) | code).store_unaligned(codes + done + i);
-          }
-        }
-        break;
-      }
-      case detail::pattern::dense:
-        detail::with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
-          detail::unpack_dense<Arch, bits()>(block + p.position(first) / 8, p.shift, codes, count / 8);
-        });
-        done = count / 8 * 8;
-        break;
-      case detail::pattern::high_nibble_first:
-        for (; done + 32 <= count; done += 32) {
-          const auto v = bytes16::load_unaligned(block + (p.base / 8) + (first + done) / 2);
-          const auto high = detail::shift_bytes(v, 4) & bytes16(15), low = v & bytes16(15);
-          xsimd::zip_lo(high, low).store_unaligned(codes + done);
-          xsimd::zip_hi(high, low).store_unaligned(codes + done + 16);
-        }
-        break;
-      case detail::pattern::other: break;
-    }
-    for (; done < count; ++done)
-      codes[done] = static_cast<std::uint8_t>(codes[done] | read_bits(block, p.position(first + done), p.bits) << p.shift);
+void unpack_codes(const format_spec& s, const std::uint8_t* block, std::size_t blocks, std::size_t first, std::size_t count,
+                  std::uint8_t* codes) noexcept {
+  detail::move_codes<Arch, detail::direction::unpack>(s, const_cast<std::uint8_t*>(block), blocks, first, count, codes);
+}
+
+/// Writes raw codes into blocks whose code bits are zero; the inverse of unpack_codes, with the same conditions.
+template <class Arch>
+void pack_codes(const format_spec& s, const std::uint8_t* codes, std::size_t blocks, std::size_t first, std::size_t count,
+                std::uint8_t* block) noexcept {
+  detail::move_codes<Arch, detail::direction::pack>(s, block, blocks, first, count, const_cast<std::uint8_t*>(codes));
+}
+
+namespace detail {
+
+/// How codes become levels: the difference is made once for a row.
+enum class level_rule : std::uint8_t { table, signed_code, unsigned_code };
+
+template <class Arch, level_rule Rule, bool Offset>
+LOWBIT_ALWAYS_INLINE void dequantise_codes(const format_spec& s, const std::uint8_t* codes, std::size_t count, affine a, int zero,
+                                           float* out) noexcept {
+  constexpr std::size_t n = simd::lanes<Arch>;
+  using floats = simd::batch<float, Arch>;
+  using ints = simd::batch<std::int32_t, Arch>;
+  const int unused = static_cast<int>(32 - s.codes.bits());
+  std::size_t i = 0;
+  for (; i + n <= count; i += n) {
+    const auto code = simd::load_widened<Arch>(codes + i, Arch{});
+    floats level;
+    if constexpr (Rule == level_rule::table) level = simd::lookup16<Arch>(code, &s.values.values[0], Arch{});
+    else if constexpr (Rule == level_rule::signed_code) level = xsimd::to_float(ints((code << unused) >> unused));
+    else level = xsimd::to_float(ints(code - ints(zero)));
+    auto v = simd::rounded_product<Arch>(floats(a.scale), level, Arch{});
+    if constexpr (Offset) v += floats(a.offset);
+    v.store_unaligned(out + i);
+  }
+  for (; i < count; ++i) {
+    const float v = lowbit::rounded_product(a.scale, level_of(s, codes[i], zero - s.codes.zero));
+    out[i] = Offset ? v + a.offset : v;
   }
 }
 
-/// Writes raw codes into a block whose code bits are zero; the inverse of unpack_codes, with the same conditions.
-template <class Arch>
-void pack_codes(const format_spec& s, const std::uint8_t* codes, std::size_t first, std::size_t count, std::uint8_t* block) noexcept {
-  using detail::bytes16;
-  for (const plane& p : s.codes.planes) {
-    if (p.bits == 0) break;
-    std::size_t done = 0;
-    switch (detail::pattern_of(p)) {
-      case detail::pattern::bytes: {
-        const std::size_t run = p.digits.extent[0];
-        const bytes16 mask(static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift));
-        for (; done + run <= count; done += run) {
-          const std::size_t bit = p.position(first + done);
-          for (std::size_t i = 0; i < run; i += 16) {
-            const auto code = bytes16::load_unaligned(codes + done + i) & mask;
-            std::uint8_t* to = block + bit / 8 + i;
-            (bytes16::load_unaligned(to) | detail::shift_bytes(code, static_cast<int>(p.shift) - static_cast<int>(bit % 8)))
-                .store_unaligned(to);
-          }
+template <class Arch, level_rule Rule, bool Offset>
+void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float* out) noexcept {
+  const sub_block_field sub_scale(s.sub_scale, s.sub_blocks()), sub_minimum(s.sub_minimum, s.sub_blocks());
+  const std::size_t sub = s.sub_block(), length = s.block < piece ? s.block : piece, group = piece / length;
+  std::uint8_t codes[piece];
+  for (std::size_t c = 0; c < cols; c += group * s.block, blocks += group * s.bytes) {
+    const std::size_t left = ceil_div(cols - c, s.block), count = left < group ? left : group;
+    for (std::size_t first = 0; first < s.block; first += length) {
+      const std::size_t here = s.block - first < length ? s.block - first : length;
+      unpack_codes<Arch>(s, blocks, count, first, here, codes);
+      for (std::size_t b = 0; b < count; ++b) {
+        const std::uint8_t* const block = blocks + b * s.bytes;
+        const std::size_t begin = c + b * s.block, valid = cols - begin < first + here ? cols - begin : first + here;
+        const int zero = zero_point_of(s, block) + s.codes.zero;
+        const float scale = read_scalar(s.scale, block), minimum = Offset ? read_scalar(s.minimum, block) : 0.0f;
+        for (std::size_t i = first; i < valid;) {
+          const std::size_t j = i / sub, end = (j + 1) * sub < valid ? (j + 1) * sub : valid;
+          affine a{scale, minimum};
+          if (s.sub_scale.present()) a.scale = lowbit::rounded_product(scale, static_cast<float>(sub_scale.value(block, j)));
+          if (Offset && s.sub_minimum.present())
+            a.offset = -lowbit::rounded_product(minimum, static_cast<float>(sub_minimum.value(block, j)));
+          dequantise_codes<Arch, Rule, Offset>(s, codes + b * here + (i - first), end - i, a, zero, out + begin + i);
+          i = end;
         }
-        break;
       }
-      case detail::pattern::dense:
-        detail::with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
-          detail::pack_dense<Arch, bits()>(codes, p.shift, block + p.position(first) / 8, count / 8);
-        });
-        done = count / 8 * 8;
-        break;
-      case detail::pattern::high_nibble_first:
-      case detail::pattern::other: break;
-    }
-    for (; done < count; ++done) {
-      const std::size_t bit = p.position(first + done);
-      const unsigned old = read_bits(block, bit, p.bits);
-      write_bits(block, bit, p.bits, old | codes[done] >> p.shift);
     }
   }
 }
+
+}  // namespace detail
 
 /// The weights [0, cols) of a row of blocks as floats: the codec's values, bit for bit.
 template <class Arch>
 void dequantise_row(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float* out) noexcept {
-  using simd::batch;
-  constexpr std::size_t n = simd::lanes<Arch>;
-  using floats = batch<float, Arch>;
+  using detail::level_rule;
   if (s.is_float()) {
     for (std::size_t c = 0; c < cols; ++c, blocks += s.bytes) out[c] = read_scalar({s.element, 0}, blocks);
     return;
   }
-  const bool offset = s.minimum.present(), table = s.values.present();
-  const float* const values = &s.values.values[0];
-  std::uint8_t codes[piece];
-  for (std::size_t c = 0; c < cols; c += s.block, blocks += s.bytes) {
-    const std::size_t in_block = cols - c < s.block ? cols - c : s.block;
-    const int zero = zero_point_of(s, blocks) + s.codes.zero;
-    std::size_t unpacked = 0, base = 0;  // codes holds [base, unpacked)
-    for (std::size_t j = 0; j * s.sub_block() < in_block; ++j) {
-      const affine a = affine_of(s, blocks, j);
-      const std::size_t end = (j + 1) * s.sub_block() < in_block ? (j + 1) * s.sub_block() : in_block;
-      for (std::size_t i = j * s.sub_block(); i < end;) {
-        if (i == unpacked) {
-          base = unpacked;
-          const std::size_t rest = s.block - base;
-          unpacked += rest < piece ? rest : piece;
-          unpack_codes<Arch>(s, blocks, base, unpacked - base, codes);
-        }
-        const std::size_t stop = end < unpacked ? end : unpacked;
-        for (; i + n <= stop; i += n) {
-          const auto code = simd::load_widened<Arch>(codes + (i - base), Arch{});
-          floats level;
-          if (table) level = simd::lookup16<Arch>(code, values, Arch{});
-          else if (s.codes.is_signed) level = xsimd::to_float(batch<std::int32_t, Arch>((code << static_cast<int>(32 - s.codes.bits())) >> static_cast<int>(32 - s.codes.bits())));
-          else level = xsimd::to_float(batch<std::int32_t, Arch>(code - batch<std::int32_t, Arch>(zero)));
-          auto v = simd::rounded_product<Arch>(floats(a.scale), level, Arch{});
-          if (offset) v += floats(a.offset);
-          v.store_unaligned(out + c + i);
-        }
-        for (; i < stop; ++i) {
-          const float v = lowbit::rounded_product(a.scale, level_of(s, codes[i - base], zero - s.codes.zero));
-          out[c + i] = offset ? v + a.offset : v;
-        }
-      }
-    }
-  }
+  const auto run = [&](auto rule) LOWBIT_INLINE_LAMBDA {
+    if (s.minimum.present()) detail::dequantise_blocks<Arch, rule(), true>(s, blocks, cols, out);
+    else detail::dequantise_blocks<Arch, rule(), false>(s, blocks, cols, out);
+  };
+  if (s.values.present()) run(std::integral_constant<level_rule, level_rule::table>{});
+  else if (s.codes.is_signed) run(std::integral_constant<level_rule, level_rule::signed_code>{});
+  else run(std::integral_constant<level_rule, level_rule::unsigned_code>{});
 }
 
 }  // namespace lowbit::kernel

@@ -1,12 +1,14 @@
 // The products: y = x Wᵀ on panels, with int8 or float activations, written once for every format and every instruction set.
 //
-// A tile is `Vectors` registers of rows by `Tokens` tokens. Integer path, for each block: clear int32 accumulators; per step one
-// unpack for each row vector and one dot4 for each token; then once for the block the zero-point, sub-scales and scales. The order of
+// A tile is `Vectors` registers of rows by `Tokens` tokens. Integer path, for each block: int32 accumulators begin with what a shared
+// zero-point takes away; per step one unpack for each row vector and one dot4 for each token; then once for the block the stored
+// zero-points, sub-scales, minima and scales. The order of
 // the float additions is that of the blocks, and no product is fused with a sum, so the result has the same bits on every
 // architecture and for every split of the work. Exact path: levels are converted to float and multiplied with unrounded activations.
 #pragma once
 
 #include <lowbit/kernel/activation.hpp>
+#include <lowbit/kernel/panel_reader.hpp>
 
 namespace lowbit::kernel {
 
@@ -23,112 +25,6 @@ struct multiply_args {
 
 namespace detail {
 
-template <class Arch> using ints = simd::batch<std::int32_t, Arch>;
-template <class Arch> using floats = simd::batch<float, Arch>;
-template <class Arch> using bytes = simd::batch<std::uint8_t, Arch>;
-
-/// Step s (0 … 7) of a slab: one register of codes. `slab` already points at the register's lanes.
-template <class Arch, unsigned Bits>
-LOWBIT_ALWAYS_INLINE bytes<Arch> load_step(const std::uint8_t* slab, std::size_t s) noexcept {
-  if constexpr (Bits == 8) {
-    return bytes<Arch>::load_unaligned(slab + s * step_bytes);
-  } else {
-    // One shift moves a plane's bits to their place in the code; bits of neighbours fall to the mask.
-    constexpr auto plane = [](const std::uint8_t* at, std::size_t step, unsigned width, unsigned place) LOWBIT_INLINE_LAMBDA {
-      const std::size_t per_vector = 8 / width;
-      const int right = static_cast<int>(step % per_vector * width) - static_cast<int>(place);
-      const auto v = xsimd::bitwise_cast<std::uint32_t>(bytes<Arch>::load_unaligned(at + step / per_vector * step_bytes));
-      using words = simd::batch<std::uint32_t, Arch>;
-      const words moved = right == 0 ? v : right > 0 ? words(v >> right) : words(v << -right);
-      return xsimd::bitwise_cast<std::uint8_t>(moved & words(((1u << width) - 1) * (1u << place) * 0x0101'0101u));
-    };
-    constexpr unsigned four = Bits & 4u, two = Bits & 2u, one = Bits & 1u;
-    bytes<Arch> code;
-    if constexpr (four != 0) code = plane(slab, s, 4, 0);
-    if constexpr (two != 0) {
-      const auto part = plane(slab + four * step_bytes, s, 2, four);
-      if constexpr (four != 0) code |= part;
-      else code = part;
-    }
-    if constexpr (one != 0) {
-      const auto part = plane(slab + (four + two) * step_bytes, s, 1, four + two);
-      if constexpr (Bits != 1) code |= part;
-      else code = part;
-    }
-    return code;
-  }
-}
-
-/// The 16 rows' numbers of a header field, those of one register.
-template <class Arch, number Type>
-LOWBIT_ALWAYS_INLINE floats<Arch> load_numbers(const std::uint8_t* field, std::size_t row) noexcept {
-  if constexpr (Type == number::f32) {
-    return floats<Arch>::load_unaligned(reinterpret_cast<const float*>(field) + row);
-  } else if constexpr (Type == number::f16) {
-    return simd::load_f16<Arch>(reinterpret_cast<const std::uint16_t*>(field) + row, Arch{});
-  } else if constexpr (Type == number::bf16) {
-    const auto h = simd::load_widened<Arch>(reinterpret_cast<const std::uint16_t*>(field) + row, Arch{});
-    return xsimd::bitwise_cast<float>(ints<Arch>(h << 16));
-  } else {
-    // 2^(e - 128): exponents 0 and 1 are the subnormals 2^21 and 2^22 in bits.
-    const auto e = simd::load_widened<Arch>(field + row, Arch{});
-    const ints<Arch> normal = (e - ints<Arch>(1)) << 23, small = (e + ints<Arch>(1)) << 21;
-    return xsimd::bitwise_cast<float>(xsimd::select(e < ints<Arch>(2), small, normal));
-  }
-}
-
-template <class Arch>
-LOWBIT_ALWAYS_INLINE ints<Arch> load_zero(const panel_layout& p, const std::uint8_t* header, std::size_t row) noexcept {
-  if (!p.stored_zero) return ints<Arch>(p.zero);
-  return simd::load_widened<Arch>(header + p.zero_at + row, Arch{}) - ints<Arch>(p.zero_bias);
-}
-
-/// Sub-scale and sub-minimum j of the rows of one register.
-template <class Arch, sub_kind Sub>
-LOWBIT_ALWAYS_INLINE ints<Arch> load_sub_scale(const panel_layout& p, const std::uint8_t* header, std::size_t j, std::size_t row) noexcept {
-  const std::uint8_t* const at = header + p.sub_scale_at + j * panel_rows + row;
-  if constexpr (Sub == sub_kind::nibbles) return simd::load_widened<Arch>(at, Arch{}) & ints<Arch>(15);
-  else return simd::load_widened<Arch>(reinterpret_cast<const std::int8_t*>(at), Arch{});
-}
-template <class Arch, sub_kind Sub>
-LOWBIT_ALWAYS_INLINE ints<Arch> load_sub_minimum(const panel_layout& p, const std::uint8_t* header, std::size_t j, std::size_t row) noexcept {
-  if constexpr (Sub == sub_kind::nibbles) return simd::load_widened<Arch>(header + p.sub_scale_at + j * panel_rows + row, Arch{}) >> 4;
-  else return simd::load_widened<Arch>(header + p.sub_minimum_at + j * panel_rows + row, Arch{});
-}
-
-/// Walks the steps of a block, calling step(r's slab offset, step in slab, step in block) and ends(sub-block) where one is complete.
-template <stepping Step, class OnStep, class OnEnd>
-LOWBIT_ALWAYS_INLINE void walk_block(const panel_layout& p, std::size_t first_step, OnStep&& step, OnEnd&& ends) noexcept {
-  const std::size_t slab_bytes = p.slab_bytes();
-  if constexpr (Step == stepping::slabs) {
-    std::size_t at = first_step / slab_steps * slab_bytes, k = 0;
-    for (std::size_t j = 0; j < p.sub_blocks; ++j) {
-      for (std::size_t left = p.sub_steps / slab_steps; left != 0; --left, at += slab_bytes, k += slab_steps) {
-        LOWBIT_UNROLL
-        for (std::size_t s = 0; s < slab_steps; ++s) step(at, s, k + s);
-      }
-      ends(j);
-    }
-  } else if constexpr (Step == stepping::half_slabs) {
-    std::size_t at = first_step / slab_steps * slab_bytes, k = 0;
-    for (std::size_t j = 0; j < p.sub_blocks; j += 2, at += slab_bytes, k += slab_steps) {
-      LOWBIT_UNROLL
-      for (std::size_t s = 0; s < slab_steps / 2; ++s) step(at, s, k + s);
-      ends(j);
-      LOWBIT_UNROLL
-      for (std::size_t s = slab_steps / 2; s < slab_steps; ++s) step(at, s, k + s);
-      ends(j + 1);
-    }
-  } else {
-    std::size_t k = 0;
-    for (std::size_t j = 0; j < p.sub_blocks; ++j) {
-      for (std::size_t i = 0; i < p.sub_steps; ++i, ++k)
-        step((first_step + k) / slab_steps * slab_bytes, (first_step + k) % slab_steps, k);
-      ends(j);
-    }
-  }
-}
-
 /// A tile of rows and tokens: `panel[v]` is the panel of row vector v, `row[v]` the vector's first row within it.
 template <class Arch, std::size_t Tokens, std::size_t Vectors>
 struct tile {
@@ -137,12 +33,19 @@ struct tile {
   floats<Arch> y[Vectors][Tokens];
 };
 
+/// Prepared activations of one token tile, int8 path.
+struct tile_activations {
+  const std::int32_t* words;
+  const float* scales;
+  const std::int32_t *sums, *starts, *pairs;
+};
+
 template <std::uint32_t Key, class Arch, std::size_t Tokens, std::size_t Vectors>
-LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, Vectors>& tile, const std::int32_t* x,
-                                    const float* x_scales, const std::int32_t* x_sums) noexcept {
+LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, Vectors>& tile, tile_activations x) noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
   constexpr bool is_signed = shape.level != level_kind::unsigned_code;
   constexpr bool biased = is_signed && simd::exact_u8s8<Arch>;  // signed levels are fed as level + 128
+  constexpr bool two_level = shape.sub != sub_kind::none;
   const panel_layout& p = *a.layout;
   const std::size_t blocks = p.blocks(a.cols);
   alignas(16) std::uint8_t table[16];
@@ -151,18 +54,19 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
 
   for (std::size_t b = 0; b < blocks; ++b) {
     const std::size_t header = p.header_at(b), codes = p.codes_at(b);
-    ints<Arch> acc[Vectors][Tokens], total[Vectors][Tokens], less[Vectors][Tokens];
-    const auto clear = [](auto& v) LOWBIT_INLINE_LAMBDA {
+    ints<Arch> acc[Vectors][Tokens], total[Vectors][Tokens];
+    const auto each = [](auto&& f) LOWBIT_INLINE_LAMBDA {
       LOWBIT_UNROLL
-      for (std::size_t i = 0; i < Vectors; ++i) {
+      for (std::size_t v = 0; v < Vectors; ++v) {
         LOWBIT_UNROLL
-        for (std::size_t t = 0; t < Tokens; ++t) v[i][t] = ints<Arch>(0);
+        for (std::size_t t = 0; t < Tokens; ++t) f(v, t);
       }
     };
-    clear(acc);
-    if constexpr (shape.sub != sub_kind::none) clear(total);
-    if constexpr (shape.sub != sub_kind::none && shape.minimum) clear(less);
+    if constexpr (two_level) each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA { total[v][t] = ints<Arch>(0); });
 
+    const auto begins = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
+      each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA { acc[v][t] = ints<Arch>(x.starts[j * Tokens + t]); });
+    };
     const auto step = [&](std::size_t slab, std::size_t s, std::size_t k) LOWBIT_INLINE_LAMBDA {
       bytes<Arch> w[Vectors];
       LOWBIT_UNROLL
@@ -173,7 +77,7 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
       }
       LOWBIT_UNROLL
       for (std::size_t t = 0; t < Tokens; ++t) {
-        const auto xs = xsimd::bitwise_cast<std::int8_t>(ints<Arch>(x[k * Tokens + t]));
+        const auto xs = xsimd::bitwise_cast<std::int8_t>(ints<Arch>(x.words[k * Tokens + t]));
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
           if constexpr (is_signed && !biased) acc[v][t] = simd::dot4_s8s8<Arch>(acc[v][t], xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{});
@@ -181,54 +85,65 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
         }
       }
     };
-    // acc - zero * sum(x): the exact integer sum of levels times activations.
+    // acc becomes the exact integer sum of levels times activations.
     const auto ends = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
-      LOWBIT_UNROLL
-      for (std::size_t v = 0; v < Vectors; ++v) {
-        const std::uint8_t* const head = tile.panel[v] + header;
-        ints<Arch> zero = load_zero<Arch>(p, head, tile.row[v]);
-        if constexpr (biased) zero += ints<Arch>(128);
-        ints<Arch> sub_scale, sub_minimum;
-        if constexpr (shape.sub != sub_kind::none) sub_scale = load_sub_scale<Arch, shape.sub>(p, head, j, tile.row[v]);
-        if constexpr (shape.sub != sub_kind::none && shape.minimum) sub_minimum = load_sub_minimum<Arch, shape.sub>(p, head, j, tile.row[v]);
+      if (p.stored_zero) {
         LOWBIT_UNROLL
-        for (std::size_t t = 0; t < Tokens; ++t) {
-          const ints<Arch> sum(x_sums[j * Tokens + t]);
-          acc[v][t] -= zero * sum;
-          if constexpr (shape.sub != sub_kind::none) {
-            total[v][t] += acc[v][t] * sub_scale;
-            if constexpr (shape.minimum) less[v][t] += sub_minimum * sum;
-            acc[v][t] = ints<Arch>(0);
-          }
+        for (std::size_t v = 0; v < Vectors; ++v) {
+          const auto zero = load_zero<Arch>(p, tile.panel[v] + header, tile.row[v]);
+          LOWBIT_UNROLL
+          for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] -= zero * ints<Arch>(x.sums[j * Tokens + t]);
+        }
+      }
+      if constexpr (two_level) {
+        LOWBIT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) {
+          const auto sub_scale = load_sub_scale<Arch, shape.sub>(p, tile.panel[v] + header, j, tile.row[v]);
+          LOWBIT_UNROLL
+          for (std::size_t t = 0; t < Tokens; ++t) total[v][t] += acc[v][t] * sub_scale;
         }
       }
     };
-    walk_block<shape.step>(p, p.first_step(b), step, ends);
+    walk_block<shape.step, two_level>(p, p.first_step(b), begins, step, ends);
 
     LOWBIT_UNROLL
     for (std::size_t v = 0; v < Vectors; ++v) {
       const std::uint8_t* const head = tile.panel[v] + header;
       const auto scale = load_numbers<Arch, shape.scale>(head, tile.row[v]);
-      floats<Arch> minimum;
-      if constexpr (shape.minimum) minimum = load_numbers<Arch, shape.scale>(head + p.minimum_at, tile.row[v]);
       LOWBIT_UNROLL
       for (std::size_t t = 0; t < Tokens; ++t) {
-        const floats<Arch> xs(x_scales[t]);
-        const auto sum = shape.sub != sub_kind::none ? total[v][t] : acc[v][t];
-        const auto both = simd::rounded_product<Arch>(scale, xs, Arch{});
-        tile.y[v][t] += simd::rounded_product<Arch>(xsimd::to_float(sum), both, Arch{});
-        if constexpr (shape.minimum) {
-          const auto weight = simd::rounded_product<Arch>(minimum, xs, Arch{});
-          if constexpr (shape.sub != sub_kind::none)
-            tile.y[v][t] -= simd::rounded_product<Arch>(xsimd::to_float(less[v][t]), weight, Arch{});
-          else
-            tile.y[v][t] += simd::rounded_product<Arch>(floats<Arch>(static_cast<float>(x_sums[t])), weight, Arch{});
+        const auto both = simd::rounded_product<Arch>(scale, floats<Arch>(x.scales[t]), Arch{});
+        tile.y[v][t] += simd::rounded_product<Arch>(xsimd::to_float(two_level ? total[v][t] : acc[v][t]), both, Arch{});
+      }
+    }
+    if constexpr (shape.minimum) {
+      // Σ over sub-blocks of minimum * sum is a product of its own, two sub-blocks at a time, when the accumulators are free again.
+      LOWBIT_UNROLL
+      for (std::size_t v = 0; v < Vectors; ++v) {
+        const std::uint8_t* const head = tile.panel[v] + header;
+        if constexpr (two_level) {
+          LOWBIT_UNROLL
+          for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] = ints<Arch>(0);
+          for (std::size_t j = 0; j < p.sub_pairs(); ++j) {
+            const auto two = load_sub_minima<Arch, shape.sub>(p, head, j, tile.row[v]);
+            LOWBIT_UNROLL
+            for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] = simd::dot2_s16<Arch>(acc[v][t], two, ints<Arch>(x.pairs[j * Tokens + t]), Arch{});
+          }
+        }
+        const auto minimum = load_numbers<Arch, shape.scale>(head + p.minimum_at, tile.row[v]);
+        LOWBIT_UNROLL
+        for (std::size_t t = 0; t < Tokens; ++t) {
+          const auto both = simd::rounded_product<Arch>(minimum, floats<Arch>(x.scales[t]), Arch{});
+          if constexpr (two_level) tile.y[v][t] -= simd::rounded_product<Arch>(xsimd::to_float(acc[v][t]), both, Arch{});
+          else tile.y[v][t] += simd::rounded_product<Arch>(floats<Arch>(static_cast<float>(x.sums[t])), both, Arch{});
         }
       }
     }
-    x += p.block_steps() * Tokens;
-    x_scales += Tokens;
-    x_sums += p.sub_blocks * Tokens;
+    x.words += p.block_steps() * Tokens;
+    x.scales += Tokens;
+    x.sums += p.sub_blocks * Tokens;
+    x.starts += p.sub_blocks * Tokens;
+    x.pairs += p.sub_pairs() * Tokens;
   }
 }
 
@@ -258,9 +173,14 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
         zero[v] = load_zero<Arch>(p, tile.panel[v] + header, tile.row[v]);
-        LOWBIT_UNROLL
-        for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] = floats<Arch>(0.0f);
       }
+      const auto begins = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
+        LOWBIT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) {
+          LOWBIT_UNROLL
+          for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] = floats<Arch>(0.0f);
+        }
+      };
       const auto step = [&](std::size_t slab, std::size_t s, std::size_t k) LOWBIT_INLINE_LAMBDA {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
@@ -298,11 +218,10 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
           for (std::size_t t = 0; t < Tokens; ++t) {
             tile.y[v][t] = xsimd::fma(acc[v][t], scale, tile.y[v][t]);
             if constexpr (shape.minimum) tile.y[v][t] = xsimd::fma(offset, floats<Arch>(x_sums[j * Tokens + t]), tile.y[v][t]);
-            acc[v][t] = floats<Arch>(0.0f);
           }
         }
       };
-      walk_block<shape.step>(p, p.first_step(b), step, ends);
+      walk_block<shape.step, shape.sub != sub_kind::none>(p, p.first_step(b), begins, step, ends);
       x += p.block_steps() * step_weights * Tokens;
       x_sums += p.sub_blocks * Tokens;
     }
@@ -329,8 +248,9 @@ LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t firs
   if constexpr (Exact)
     tile_exact<Key>(a, tile, a.x.floats + first_token * p.padded_cols(a.cols), a.x.float_sums + first_token * subs);
   else
-    tile_int8<Key>(a, tile, a.x.words + first_token * blocks * p.block_steps(), a.x.scales + first_token * blocks,
-                   a.x.sums + first_token * subs);
+    tile_int8<Key>(a, tile, {a.x.words + first_token * blocks * p.block_steps(), a.x.scales + first_token * blocks,
+                             a.x.sums + first_token * subs, a.x.starts + first_token * subs,
+                             a.x.pairs + first_token * blocks * p.sub_pairs()});
   for (std::size_t v = 0; v < Vectors && first_vector + v < end_vector; ++v) {
     const std::size_t row = (first_vector + v) * simd::lanes<Arch>;
     const std::size_t count = row >= a.rows ? 0 : a.rows - row < simd::lanes<Arch> ? a.rows - row : simd::lanes<Arch>;

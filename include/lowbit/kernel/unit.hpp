@@ -19,8 +19,8 @@ struct products {
 struct unit {
   const char* name;              ///< as xsimd names it
   std::size_t tile_tokens;
-  void (*unpack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::uint8_t*) noexcept;
-  void (*pack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::uint8_t*) noexcept;
+  void (*unpack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::uint8_t*) noexcept;
+  void (*pack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::uint8_t*) noexcept;
   void (*dequantise_row)(const format_spec&, const std::uint8_t*, std::size_t, float*) noexcept;
   void (*build_panels)(const build_args&) noexcept;
   void (*read_panel_row)(const panel_layout&, const std::uint8_t*, std::size_t, std::size_t, float*) noexcept;

@@ -45,13 +45,16 @@ void multiply(matrix_view<const float> x, const panel_matrix& w, matrix_view<flo
 
   const std::size_t value_bytes = round_up(columns * padded * (exact ? sizeof(float) : 1), 64);
   const std::size_t scale_bytes = round_up(columns * blocks * sizeof(float), 64);
-  std::uint8_t* const memory = space.reserve(value_bytes + scale_bytes + columns * subs * sizeof(float));
+  const std::size_t sum_bytes = columns * subs * sizeof(float), pair_bytes = columns * blocks * p.sub_pairs() * sizeof(std::int32_t);
+  std::uint8_t* const memory = space.reserve(value_bytes + scale_bytes + (exact ? sum_bytes : 2 * sum_bytes + pair_bytes));
   kernel::activation_buffers buffers;
   buffers.words = reinterpret_cast<std::int32_t*>(memory);
   buffers.floats = reinterpret_cast<float*>(memory);
   buffers.scales = reinterpret_cast<float*>(memory + value_bytes);
   buffers.sums = reinterpret_cast<std::int32_t*>(memory + value_bytes + scale_bytes);
   buffers.float_sums = reinterpret_cast<float*>(memory + value_bytes + scale_bytes);
+  buffers.starts = reinterpret_cast<std::int32_t*>(memory + value_bytes + scale_bytes + sum_bytes);
+  buffers.pairs = reinterpret_cast<std::int32_t*>(memory + value_bytes + scale_bytes + 2 * sum_bytes);
 
   for_parts(executor, tiles, 4, [&](std::size_t begin, std::size_t end) {
     const kernel::activation_args a{&p, x.data, x.stride, x.rows, x.cols, begin, end, buffers};

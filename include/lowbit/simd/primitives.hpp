@@ -51,6 +51,13 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arc
 template <class Arch>
 inline constexpr bool exact_u8s8 = false;
 
+/// Per 32-bit lane, acc + the sum of two products of signed 16-bit numbers (no overflow expected).
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
+                                                        batch<std::int32_t, Arch> b, requires_arch<xsimd::generic>) noexcept {
+  return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+
 // ---- lookup16 -------------------------------------------------------------------------------------------------------------------
 
 /// table[index] for each byte; index holds 0 … 15.
@@ -112,6 +119,34 @@ template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::generic>) noexcept {
   const auto s = portable::spill<Arch>(v);
   for (std::size_t i = 0; i < lanes<Arch>; ++i) p[i] = static_cast<std::int8_t>(s.lane[i]);
+}
+
+// ---- bit streams ----------------------------------------------------------------------------------------------------------------
+
+/// The low `Bits` bits of each byte of a word.
+template <unsigned Bits>
+inline constexpr std::uint64_t low_bits = ((1u << Bits) - 1) * 0x0101'0101'0101'0101u;
+
+/// Eight codes of `Bits` bits, packed in the low bytes of a word, one to a byte.
+template <unsigned Bits>
+LOWBIT_ALWAYS_INLINE std::uint64_t spread_bits(std::uint64_t x, requires_arch<xsimd::generic>) noexcept {
+  if constexpr (Bits == 8) return x;
+  // Halves the stream three times, into words of 32, 16 and 8 bits.
+  constexpr auto mask = [](unsigned n) { return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; };
+  constexpr std::uint64_t four = mask(4 * Bits), two = mask(2 * Bits) * 0x1'0000'0001u, one = mask(Bits) * 0x1'0001'0001'0001u;
+  x = (x & four) | ((x & (four << (4 * Bits))) << (32 - 4 * Bits));
+  x = (x & two) | ((x & (two << (2 * Bits))) << (16 - 2 * Bits));
+  return (x & one) | ((x & (one << Bits)) << (8 - Bits));
+}
+/// The inverse, of bytes whose other bits are zero.
+template <unsigned Bits>
+LOWBIT_ALWAYS_INLINE std::uint64_t gather_bits(std::uint64_t x, requires_arch<xsimd::generic>) noexcept {
+  if constexpr (Bits == 8) return x;
+  constexpr auto mask = [](unsigned n) { return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; };
+  constexpr std::uint64_t four = mask(4 * Bits), two = mask(2 * Bits) * 0x1'0000'0001u, one = mask(Bits) * 0x1'0001'0001'0001u;
+  x = (x & one) | ((x >> (8 - Bits)) & (one << Bits));
+  x = (x & two) | ((x >> (16 - 2 * Bits)) & (two << (2 * Bits)));
+  return (x & four) | ((x >> (32 - 4 * Bits)) & (four << (4 * Bits)));
 }
 
 // ---- rounding -------------------------------------------------------------------------------------------------------------------

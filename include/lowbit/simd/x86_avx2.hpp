@@ -15,6 +15,12 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
   return p;
 }
 
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
+                                                        batch<std::int32_t, Arch> b, requires_arch<xsimd::avx2>) noexcept {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+}
+
 // Saturation: see the 128-bit forms.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
@@ -59,6 +65,17 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t*
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, requires_arch<xsimd::avx2>) noexcept {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+#endif
+
+#if defined(__BMI2__)  // every processor with AVX2 has it
+template <unsigned Bits>
+LOWBIT_ALWAYS_INLINE std::uint64_t spread_bits(std::uint64_t x, requires_arch<xsimd::avx2>) noexcept {
+  return _pdep_u64(x, low_bits<Bits>);
+}
+template <unsigned Bits>
+LOWBIT_ALWAYS_INLINE std::uint64_t gather_bits(std::uint64_t x, requires_arch<xsimd::avx2>) noexcept {
+  return _pext_u64(x, low_bits<Bits>);
 }
 #endif
 

@@ -15,6 +15,12 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
   return p;
 }
 
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
+                                                        batch<std::int32_t, Arch> b, requires_arch<xsimd::avx512bw>) noexcept {
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
+}
+
 // Saturation: see the 128-bit forms.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
@@ -71,6 +77,11 @@ template <class Arch, class Base>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
                                                          batch<std::int8_t, Arch> x, const xsimd::avx512vnni<Base>&) noexcept {
   return _mm512_dpbusd_epi32(acc, w, x);
+}
+template <class Arch, class Base>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
+                                                        batch<std::int32_t, Arch> b, const xsimd::avx512vnni<Base>&) noexcept {
+  return _mm512_dpwssd_epi32(acc, a, b);
 }
 #endif
 

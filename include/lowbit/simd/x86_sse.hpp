@@ -29,6 +29,12 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arc
   return dot4_s8s8<Arch>(acc, xsimd::bitwise_cast<std::int8_t>(w), x, requires_arch<xsimd::sse2>{});
 }
 
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
+                                                        batch<std::int32_t, Arch> b, requires_arch<xsimd::sse2>) noexcept {
+  return _mm_add_epi32(acc, _mm_madd_epi16(a, b));
+}
+
 #if XSIMD_WITH_SSSE3
 // pmaddubsw sums two products with saturation at 32,767; 2 * 127 * 127 = 32,258 stays below.
 template <class Arch>

@@ -1,0 +1,127 @@
+// Registers out of panels: the codes of a step, the rows' scales, zero-points and sub-scales, and the walk over a block's steps. What a
+// product does with them is multiply.hpp's.
+#pragma once
+
+#include <lowbit/kernel/panel.hpp>
+#include <lowbit/simd/primitives.hpp>
+
+namespace lowbit::kernel::detail {
+
+template <class Arch> using ints = simd::batch<std::int32_t, Arch>;
+template <class Arch> using floats = simd::batch<float, Arch>;
+template <class Arch> using bytes = simd::batch<std::uint8_t, Arch>;
+
+/// Step s (0 … 7) of a slab: one register of codes. `slab` already points at the register's lanes.
+template <class Arch, unsigned Bits>
+LOWBIT_ALWAYS_INLINE bytes<Arch> load_step(const std::uint8_t* slab, std::size_t s) noexcept {
+  if constexpr (Bits == 8) {
+    return bytes<Arch>::load_unaligned(slab + s * step_bytes);
+  } else {
+    // One shift moves a plane's bits to their place in the code; bits of neighbours fall to the mask.
+    constexpr auto plane = [](const std::uint8_t* at, std::size_t step, unsigned width, unsigned place) LOWBIT_INLINE_LAMBDA {
+      const std::size_t per_vector = 8 / width;
+      const int right = static_cast<int>(step % per_vector * width) - static_cast<int>(place);
+      const auto v = xsimd::bitwise_cast<std::uint32_t>(bytes<Arch>::load_unaligned(at + step / per_vector * step_bytes));
+      using words = simd::batch<std::uint32_t, Arch>;
+      const words moved = right == 0 ? v : right > 0 ? words(v >> right) : words(v << -right);
+      return xsimd::bitwise_cast<std::uint8_t>(moved & words(((1u << width) - 1) * (1u << place) * 0x0101'0101u));
+    };
+    constexpr unsigned four = Bits & 4u, two = Bits & 2u, one = Bits & 1u;
+    bytes<Arch> code;
+    if constexpr (four != 0) code = plane(slab, s, 4, 0);
+    if constexpr (two != 0) {
+      const auto part = plane(slab + four * step_bytes, s, 2, four);
+      if constexpr (four != 0) code |= part;
+      else code = part;
+    }
+    if constexpr (one != 0) {
+      const auto part = plane(slab + (four + two) * step_bytes, s, 1, four + two);
+      if constexpr (Bits != 1) code |= part;
+      else code = part;
+    }
+    return code;
+  }
+}
+
+/// The 16 rows' numbers of a header field, those of one register.
+template <class Arch, number Type>
+LOWBIT_ALWAYS_INLINE floats<Arch> load_numbers(const std::uint8_t* field, std::size_t row) noexcept {
+  if constexpr (Type == number::f32) {
+    return floats<Arch>::load_unaligned(reinterpret_cast<const float*>(field) + row);
+  } else if constexpr (Type == number::f16) {
+    return simd::load_f16<Arch>(reinterpret_cast<const std::uint16_t*>(field) + row, Arch{});
+  } else if constexpr (Type == number::bf16) {
+    const auto h = simd::load_widened<Arch>(reinterpret_cast<const std::uint16_t*>(field) + row, Arch{});
+    return xsimd::bitwise_cast<float>(ints<Arch>(h << 16));
+  } else {
+    // 2^(e - 128): exponents 0 and 1 are the subnormals 2^21 and 2^22 in bits.
+    const auto e = simd::load_widened<Arch>(field + row, Arch{});
+    const ints<Arch> normal = (e - ints<Arch>(1)) << 23, small = (e + ints<Arch>(1)) << 21;
+    return xsimd::bitwise_cast<float>(xsimd::select(e < ints<Arch>(2), small, normal));
+  }
+}
+
+template <class Arch>
+LOWBIT_ALWAYS_INLINE ints<Arch> load_zero(const panel_layout& p, const std::uint8_t* header, std::size_t row) noexcept {
+  if (!p.stored_zero) return ints<Arch>(p.zero);
+  return simd::load_widened<Arch>(header + p.zero_at + row, Arch{}) - ints<Arch>(p.zero_bias);
+}
+
+/// Sub-scale and sub-minimum j of the rows of one register.
+template <class Arch, sub_kind Sub>
+LOWBIT_ALWAYS_INLINE ints<Arch> load_sub_scale(const panel_layout& p, const std::uint8_t* header, std::size_t j, std::size_t row) noexcept {
+  const std::uint8_t* const at = header + p.sub_scale_at + j * panel_rows + row;
+  if constexpr (Sub == sub_kind::nibbles) return simd::load_widened<Arch>(at, Arch{}) & ints<Arch>(15);
+  else return simd::load_widened<Arch>(reinterpret_cast<const std::int8_t*>(at), Arch{});
+}
+template <class Arch, sub_kind Sub>
+LOWBIT_ALWAYS_INLINE ints<Arch> load_sub_minimum(const panel_layout& p, const std::uint8_t* header, std::size_t j, std::size_t row) noexcept {
+  if constexpr (Sub == sub_kind::nibbles) return simd::load_widened<Arch>(header + p.sub_scale_at + j * panel_rows + row, Arch{}) >> 4;
+  else return simd::load_widened<Arch>(header + p.sub_minimum_at + j * panel_rows + row, Arch{});
+}
+/// Sub-minima 2j and 2j + 1 as two 16-bit numbers; a missing last one is zero.
+template <class Arch, sub_kind Sub>
+LOWBIT_ALWAYS_INLINE ints<Arch> load_sub_minima(const panel_layout& p, const std::uint8_t* header, std::size_t j, std::size_t row) noexcept {
+  const auto low = load_sub_minimum<Arch, Sub>(p, header, 2 * j, row);
+  if (2 * j + 1 == p.sub_blocks) return low;
+  return low | load_sub_minimum<Arch, Sub>(p, header, 2 * j + 1, row) << 16;
+}
+
+/// Walks the steps of a block, calling step(slab's offset, step in slab, step in block), and begins(j) and ends(j) around sub-block j.
+template <stepping Step, bool TwoLevel, class OnBegin, class OnStep, class OnEnd>
+LOWBIT_ALWAYS_INLINE void walk_block(const panel_layout& p, std::size_t first_step, OnBegin&& begins, OnStep&& step, OnEnd&& ends) noexcept {
+  const std::size_t slab_bytes = p.slab_bytes(), sub_blocks = TwoLevel ? p.sub_blocks : 1;
+  if constexpr (Step == stepping::slabs) {
+    std::size_t at = first_step / slab_steps * slab_bytes, k = 0;
+    for (std::size_t j = 0; j < sub_blocks; ++j) {
+      begins(j);
+      for (std::size_t left = p.sub_steps / slab_steps; left != 0; --left, at += slab_bytes, k += slab_steps) {
+        LOWBIT_UNROLL
+        for (std::size_t s = 0; s < slab_steps; ++s) step(at, s, k + s);
+      }
+      ends(j);
+    }
+  } else if constexpr (Step == stepping::half_slabs) {
+    std::size_t at = first_step / slab_steps * slab_bytes, k = 0;
+    for (std::size_t j = 0; j < sub_blocks; j += 2, at += slab_bytes, k += slab_steps) {
+      begins(j);
+      LOWBIT_UNROLL
+      for (std::size_t s = 0; s < slab_steps / 2; ++s) step(at, s, k + s);
+      ends(j);
+      begins(j + 1);
+      LOWBIT_UNROLL
+      for (std::size_t s = slab_steps / 2; s < slab_steps; ++s) step(at, s, k + s);
+      ends(j + 1);
+    }
+  } else {
+    std::size_t k = 0;
+    for (std::size_t j = 0; j < sub_blocks; ++j) {
+      begins(j);
+      for (std::size_t i = 0; i < p.sub_steps; ++i, ++k)
+        step((first_step + k) / slab_steps * slab_bytes, (first_step + k) % slab_steps, k);
+      ends(j);
+    }
+  }
+}
+
+}  // namespace lowbit::kernel::detail
