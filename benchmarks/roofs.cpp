@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
+#include <numeric>
 #include <span>
 #include <string_view>
 
@@ -64,11 +66,37 @@ LOWBIT_PEAK(fma_512, "avx512f", __m512, _mm512_setzero_ps, LOWBIT_FMA512)
 LOWBIT_PEAK(fma_256, "avx2,fma", __m256, _mm256_setzero_ps, LOWBIT_FMA256)
 LOWBIT_PEAK(mul_add_128, "sse2", __m128, _mm_setzero_ps, LOWBIT_MULADD128)
 
+/// Adds up memory with loads as wide as the kernels'.
+__attribute__((target("avx512f"))) std::uint64_t sum_512(std::span<const std::uint64_t> m) {
+  __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+  for (std::size_t i = 0; i < m.size(); i += 32) {
+    a = _mm512_add_epi64(a, _mm512_loadu_si512(&m[i]));
+    b = _mm512_add_epi64(b, _mm512_loadu_si512(&m[i + 8]));
+    c = _mm512_add_epi64(c, _mm512_loadu_si512(&m[i + 16]));
+    d = _mm512_add_epi64(d, _mm512_loadu_si512(&m[i + 24]));
+  }
+  std::uint64_t lanes[8];
+  _mm512_storeu_si512(lanes, _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
+  return std::accumulate(std::begin(lanes), std::end(lanes), std::uint64_t{0});
+}
+
 double rate(void (*loop)(std::size_t), double operations) {
   constexpr std::size_t rounds = 2'000'000;
   return static_cast<double>(rounds) * accumulators * operations / seconds_of([&] { loop(rounds); });
 }
 #endif
+
+std::uint64_t sum_of(std::span<const std::uint64_t> m) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) return sum_512(m);
+#endif
+  std::uint64_t sums[16] = {};
+  for (std::size_t i = 0; i < m.size(); i += 16)
+    for (std::size_t k = 0; k < 16; ++k) sums[k] += m[i + k];
+  std::uint64_t sum = 0;
+  for (const std::uint64_t v : sums) sum += v;
+  return sum;
+}
 
 }  // namespace
 
@@ -76,14 +104,7 @@ double read_roof() {
   static const double roof = [] {
     const auto m = memory();
     volatile std::uint64_t sink;
-    const double s = seconds_of([&] {
-      std::uint64_t sums[16] = {};
-      for (std::size_t i = 0; i < m.size(); i += 16)
-        for (std::size_t k = 0; k < 16; ++k) sums[k] += m[i + k];
-      std::uint64_t sum = 0;
-      for (const std::uint64_t v : sums) sum += v;
-      sink = sum;
-    });
+    const double s = seconds_of([&] { sink = sum_of(m); });
     (void)sink;
     return static_cast<double>(m.size() * 8) / s;
   }();

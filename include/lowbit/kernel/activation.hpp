@@ -3,7 +3,7 @@
 // Integer path: each block of a token (the weights' block) gets a scale of its own, x ~ scale * q with q = x * 127 / max|x| rounded to
 // nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block. A zero-point
 // that the whole format shares is taken away before the first product: accumulators start from -zero * sum. Exact path: floats, with
-// float sums where minima need them. A tile has `tile_tokens` columns; a last tile of one token has one column.
+// float sums where minima need them. A tile has `tile_tokens` columns, the last one as few as tile_width says.
 #pragma once
 
 #include <lowbit/kernel/panel.hpp>
@@ -22,7 +22,7 @@ struct activation_buffers {
   float* scales = nullptr;        ///< [tile][block][token]
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
   std::int32_t* starts = nullptr; ///< [tile][sub-block][token], what accumulators begin with
-  std::int32_t* pairs = nullptr;  ///< [tile][pair of a block's sub-blocks][token], two 16-bit sums (formats with sub-minima)
+  std::int32_t* pairs = nullptr;  ///< [tile][pair][token], the sums as 16-bit numbers: of two sub-blocks, or one as low + 128 * high
   float* float_sums = nullptr;    ///< the same (exact path; in the place of sums)
 };
 
@@ -35,9 +35,10 @@ struct activation_args {
   activation_buffers out;
 };
 
-/// The columns of a tile: one for a single last token, else all.
+/// The columns of a tile: all, or for the last tokens as few as a kernel exists for (1, 4 or all).
 LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::size_t tokens, std::size_t full) noexcept {
-  return tokens - tile * full == 1 ? 1 : full;
+  const std::size_t rest = tokens - tile * full;
+  return rest == 1 ? 1 : rest <= 4 && full > 4 ? 4 : full;
 }
 
 /// What unsigned bytes hold more than the levels they stand for, on every row: the format's own zero, and 128 where signed levels are
@@ -63,7 +64,7 @@ void quantise_activations(const activation_args& a) noexcept {
     float* const scales = a.out.scales + tile * full * blocks;
     std::int32_t* const sums = a.out.sums + tile * full * subs;
     std::int32_t* const starts = a.out.starts + tile * full * subs;
-    std::int32_t* const pairs = a.out.pairs + tile * full * blocks * p.sub_pairs();
+    std::int32_t* const pairs = a.out.pairs + tile * full * blocks * p.sum_pairs();
     for (std::size_t t = 0; t < width; ++t) {
       const std::size_t token = tile * full + t;
       const bool present = token < a.tokens;
@@ -113,11 +114,18 @@ void quantise_activations(const activation_args& a) noexcept {
           sums[(b * p.sub_blocks + j) * width + t] = sum;
           starts[(b * p.sub_blocks + j) * width + t] = -zero * sum;
         }
-        for (std::size_t j = 0; j < p.sub_pairs(); ++j) {
-          const std::int32_t* const two = sums + (b * p.sub_blocks + 2 * j) * width + t;
-          const auto low = static_cast<std::uint16_t>(two[0]);
-          const auto high = static_cast<std::uint16_t>(2 * j + 1 < p.sub_blocks ? two[width] : 0);
-          pairs[(b * p.sub_pairs() + j) * width + t] = static_cast<std::int32_t>(low | std::uint32_t{high} << 16);
+        for (std::size_t j = 0; j < p.sum_pairs(); ++j) {
+          int low, high;
+          if (p.stored_zero) {
+            const int sum = sums[(b * p.sub_blocks + j) * width + t];
+            low = sum & 127;
+            high = sum >> 7;
+          } else {
+            const std::int32_t* const two = sums + (b * p.sub_blocks + 2 * j) * width + t;
+            low = two[0];
+            high = 2 * j + 1 < p.sub_blocks ? two[width] : 0;
+          }
+          pairs[(b * p.sum_pairs() + j) * width + t] = static_cast<std::int32_t>((static_cast<unsigned>(low) & 0xffffu) | static_cast<unsigned>(high) << 16);
         }
       }
     }

@@ -2,9 +2,8 @@
 //
 // A tile is `Vectors` registers of rows by `Tokens` tokens. Integer path, for each block: int32 accumulators begin with what a shared
 // zero-point takes away; per step one unpack for each row vector and one dot4 for each token; then once for the block the stored
-// zero-points, sub-scales, minima and scales. The order of
-// the float additions is that of the blocks, and no product is fused with a sum, so the result has the same bits on every
-// architecture and for every split of the work. Exact path: levels are converted to float and multiplied with unrounded activations.
+// zero-points, sub-scales, minima and scales. The order of the float additions is that of the blocks, and no product is fused with a
+// sum, so the result has the same bits on every architecture and for every split of the work. Exact path: levels are converted to float and multiplied with unrounded activations.
 #pragma once
 
 #include <lowbit/kernel/activation.hpp>
@@ -46,15 +45,23 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
   constexpr bool is_signed = shape.level != level_kind::unsigned_code;
   constexpr bool biased = is_signed && simd::exact_u8s8<Arch>;  // signed levels are fed as level + 128
   constexpr bool two_level = shape.sub != sub_kind::none;
+  // One token hides neither a dot's latency nor memory's. Two chains of sums do the first; for the second, lines are read in the order
+  // in which they lie, so that the processor's prefetcher can follow: planes read by turns cost two thirds of the bandwidth.
+  constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs ? 2 : 1;
+  constexpr bool in_order = Tokens == 1 && shape.step != stepping::steps && plane_widths(shape.bits)[1] != 0;
+  // Sums over 16 weights of at most 3 bits fit in 16 bits, and so do sub-scales: one multiply-add instead of two instructions.
+  constexpr bool narrow = two_level && shape.level == level_kind::unsigned_code && shape.bits <= 3 && shape.step == stepping::half_slabs;
   const panel_layout& p = *a.layout;
   const std::size_t blocks = p.blocks(a.cols);
   alignas(16) std::uint8_t table[16];
   if constexpr (shape.level == level_kind::table_int8)
     for (std::size_t i = 0; i < 16; ++i) table[i] = static_cast<std::uint8_t>((&p.table[0])[i] ^ (biased ? 128u : 0u));
 
-  for (std::size_t b = 0; b < blocks; ++b) {
-    const std::size_t header = p.header_at(b), codes = p.codes_at(b);
-    ints<Arch> acc[Vectors][Tokens], total[Vectors][Tokens];
+  for_each_block(p, blocks, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
+    if constexpr (in_order) {
+      if (first_step == 0) touch_lines(tile.panel[0] + header, p.unit_headers());
+    }
+    ints<Arch> acc[chains][Vectors][Tokens], total[Vectors][Tokens];
     const auto each = [](auto&& f) LOWBIT_INLINE_LAMBDA {
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
@@ -65,13 +72,31 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
     if constexpr (two_level) each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA { total[v][t] = ints<Arch>(0); });
 
     const auto begins = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
-      each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA { acc[v][t] = ints<Arch>(x.starts[j * Tokens + t]); });
+      each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA {
+        acc[0][v][t] = ints<Arch>(x.starts[j * Tokens + t]);
+        LOWBIT_UNROLL
+        for (std::size_t c = 1; c < chains; ++c) acc[c][v][t] = ints<Arch>(0);
+      });
+    };
+    bytes<Arch> line[Vectors][in_order ? shape.bits : 1];
+    const auto enters = [&](std::size_t slab) LOWBIT_INLINE_LAMBDA {
+      if constexpr (in_order) {
+        LOWBIT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) {
+          const auto lines = lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights);
+          LOWBIT_UNROLL
+          for (std::size_t i = 0; i < shape.bits; ++i) line[v][i] = simd::loaded_now<Arch>(lines(i), Arch{});
+        }
+      }
     };
     const auto step = [&](std::size_t slab, std::size_t s, std::size_t k) LOWBIT_INLINE_LAMBDA {
       bytes<Arch> w[Vectors];
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
-        w[v] = load_step<Arch, shape.bits>(tile.panel[v] + codes + slab + tile.row[v] * step_weights, s);
+        if constexpr (in_order)
+          w[v] = load_step<Arch, shape.bits>([&](std::size_t i) LOWBIT_INLINE_LAMBDA { return line[v][i]; }, s);
+        else
+          w[v] = load_step<Arch, shape.bits>(lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights), s);
         if constexpr (shape.level == level_kind::table_int8) w[v] = simd::lookup16<Arch>(w[v], table, Arch{});
         else if constexpr (biased) w[v] ^= bytes<Arch>(std::uint8_t{128});
       }
@@ -80,31 +105,41 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
         const auto xs = xsimd::bitwise_cast<std::int8_t>(ints<Arch>(x.words[k * Tokens + t]));
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-          if constexpr (is_signed && !biased) acc[v][t] = simd::dot4_s8s8<Arch>(acc[v][t], xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{});
-          else acc[v][t] = simd::dot4_u7s8<Arch>(acc[v][t], w[v], xs, Arch{});
+          ints<Arch>& sum = acc[s % chains][v][t];
+          if constexpr (is_signed && !biased) sum = simd::dot4_s8s8<Arch>(sum, xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{});
+          else sum = simd::dot4_u7s8<Arch>(sum, w[v], xs, Arch{});
         }
       }
     };
-    // acc becomes the exact integer sum of levels times activations.
+    // acc[0] becomes the exact integer sum of levels times activations.
     const auto ends = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
+      each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA {
+        LOWBIT_UNROLL
+        for (std::size_t c = 1; c < chains; ++c) acc[0][v][t] += acc[c][v][t];
+      });
       if (p.stored_zero) {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-          const auto zero = load_zero<Arch>(p, tile.panel[v] + header, tile.row[v]);
+          const auto zero = load_zero_pairs<Arch>(p, tile.panel[v] + header, tile.row[v]);
           LOWBIT_UNROLL
-          for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] -= zero * ints<Arch>(x.sums[j * Tokens + t]);
+          for (std::size_t t = 0; t < Tokens; ++t)
+            acc[0][v][t] = simd::dot2_s16<Arch>(acc[0][v][t], zero, ints<Arch>(x.pairs[j * Tokens + t]), Arch{});
         }
       }
       if constexpr (two_level) {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-          const auto sub_scale = load_sub_scale<Arch, shape.sub>(p, tile.panel[v] + header, j, tile.row[v]);
+          auto sub_scale = load_sub_scale<Arch, shape.sub>(p, tile.panel[v] + header, j, tile.row[v]);
+          if constexpr (narrow && shape.sub != sub_kind::nibbles) sub_scale &= ints<Arch>(0xffff);  // the upper of the two products is 0
           LOWBIT_UNROLL
-          for (std::size_t t = 0; t < Tokens; ++t) total[v][t] += acc[v][t] * sub_scale;
+          for (std::size_t t = 0; t < Tokens; ++t) {
+            if constexpr (narrow) total[v][t] = simd::dot2_s16<Arch>(total[v][t], acc[0][v][t], sub_scale, Arch{});
+            else total[v][t] += acc[0][v][t] * sub_scale;
+          }
         }
       }
     };
-    walk_block<shape.step, two_level>(p, p.first_step(b), begins, step, ends);
+    walk_block<shape.step, two_level>(p, first_step, enters, begins, step, ends);
 
     LOWBIT_UNROLL
     for (std::size_t v = 0; v < Vectors; ++v) {
@@ -113,7 +148,7 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
       LOWBIT_UNROLL
       for (std::size_t t = 0; t < Tokens; ++t) {
         const auto both = simd::rounded_product<Arch>(scale, floats<Arch>(x.scales[t]), Arch{});
-        tile.y[v][t] += simd::rounded_product<Arch>(xsimd::to_float(two_level ? total[v][t] : acc[v][t]), both, Arch{});
+        tile.y[v][t] += simd::rounded_product<Arch>(xsimd::to_float(two_level ? total[v][t] : acc[0][v][t]), both, Arch{});
       }
     }
     if constexpr (shape.minimum) {
@@ -123,18 +158,18 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
         const std::uint8_t* const head = tile.panel[v] + header;
         if constexpr (two_level) {
           LOWBIT_UNROLL
-          for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] = ints<Arch>(0);
-          for (std::size_t j = 0; j < p.sub_pairs(); ++j) {
+          for (std::size_t t = 0; t < Tokens; ++t) acc[0][v][t] = ints<Arch>(0);
+          for (std::size_t j = 0; j < p.sum_pairs(); ++j) {
             const auto two = load_sub_minima<Arch, shape.sub>(p, head, j, tile.row[v]);
             LOWBIT_UNROLL
-            for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] = simd::dot2_s16<Arch>(acc[v][t], two, ints<Arch>(x.pairs[j * Tokens + t]), Arch{});
+            for (std::size_t t = 0; t < Tokens; ++t) acc[0][v][t] = simd::dot2_s16<Arch>(acc[0][v][t], two, ints<Arch>(x.pairs[j * Tokens + t]), Arch{});
           }
         }
         const auto minimum = load_numbers<Arch, shape.scale>(head + p.minimum_at, tile.row[v]);
         LOWBIT_UNROLL
         for (std::size_t t = 0; t < Tokens; ++t) {
           const auto both = simd::rounded_product<Arch>(minimum, floats<Arch>(x.scales[t]), Arch{});
-          if constexpr (two_level) tile.y[v][t] -= simd::rounded_product<Arch>(xsimd::to_float(acc[v][t]), both, Arch{});
+          if constexpr (two_level) tile.y[v][t] -= simd::rounded_product<Arch>(xsimd::to_float(acc[0][v][t]), both, Arch{});
           else tile.y[v][t] += simd::rounded_product<Arch>(floats<Arch>(static_cast<float>(x.sums[t])), both, Arch{});
         }
       }
@@ -143,8 +178,8 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
     x.scales += Tokens;
     x.sums += p.sub_blocks * Tokens;
     x.starts += p.sub_blocks * Tokens;
-    x.pairs += p.sub_pairs() * Tokens;
-  }
+    x.pairs += p.sum_pairs() * Tokens;
+  });
 }
 
 template <std::uint32_t Key, class Arch, std::size_t Tokens, std::size_t Vectors>
@@ -166,14 +201,14 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
     }
   } else {
     const std::size_t blocks = p.blocks(a.cols);
-    for (std::size_t b = 0; b < blocks; ++b) {
-      const std::size_t header = p.header_at(b), codes = p.codes_at(b);
+    for_each_block(p, blocks, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
       floats<Arch> acc[Vectors][Tokens];
       ints<Arch> zero[Vectors];
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
         zero[v] = load_zero<Arch>(p, tile.panel[v] + header, tile.row[v]);
       }
+      const auto enters = [](std::size_t) LOWBIT_INLINE_LAMBDA {};
       const auto begins = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
@@ -184,7 +219,7 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
       const auto step = [&](std::size_t slab, std::size_t s, std::size_t k) LOWBIT_INLINE_LAMBDA {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-          auto w = load_step<Arch, shape.bits>(tile.panel[v] + codes + slab + tile.row[v] * step_weights, s);
+          auto w = load_step<Arch, shape.bits>(lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights), s);
           if constexpr (shape.level == level_kind::table_int8) w = simd::lookup16<Arch>(w, &p.table[0], Arch{});
           const auto four = xsimd::bitwise_cast<std::int32_t>(w);
           LOWBIT_UNROLL
@@ -221,10 +256,10 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
           }
         }
       };
-      walk_block<shape.step, shape.sub != sub_kind::none>(p, p.first_step(b), begins, step, ends);
+      walk_block<shape.step, shape.sub != sub_kind::none>(p, first_step, enters, begins, step, ends);
       x += p.block_steps() * step_weights * Tokens;
       x_sums += p.sub_blocks * Tokens;
-    }
+    });
   }
 }
 
@@ -250,7 +285,7 @@ LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t firs
   else
     tile_int8<Key>(a, tile, {a.x.words + first_token * blocks * p.block_steps(), a.x.scales + first_token * blocks,
                              a.x.sums + first_token * subs, a.x.starts + first_token * subs,
-                             a.x.pairs + first_token * blocks * p.sub_pairs()});
+                             a.x.pairs + first_token * blocks * p.sum_pairs()});
   for (std::size_t v = 0; v < Vectors && first_vector + v < end_vector; ++v) {
     const std::size_t row = (first_vector + v) * simd::lanes<Arch>;
     const std::size_t count = row >= a.rows ? 0 : a.rows - row < simd::lanes<Arch> ? a.rows - row : simd::lanes<Arch>;
@@ -278,8 +313,14 @@ void multiply(const multiply_args& a) noexcept {
   const std::size_t end = a.panel_end * per_panel, tiles = ceil_div(a.tokens, full);
   for (std::size_t v = a.panel_begin * per_panel; v < end; v += vectors) {
     for (std::size_t i = 0; i < tiles; ++i) {
-      if (tile_width(i, a.tokens, full) == 1) detail::multiply_tile<Key, Arch, Exact, 1, vectors>(a, v, end, i);
-      else detail::multiply_tile<Key, Arch, Exact, full, vectors>(a, v, end, i);
+      const std::size_t width = tile_width(i, a.tokens, full);
+      if (width == full) {
+        detail::multiply_tile<Key, Arch, Exact, full, vectors>(a, v, end, i);
+      } else if (width == 1) {  // bound by memory: one stream is what it reads fastest
+        for (std::size_t one = v; one < v + vectors && one < end; ++one) detail::multiply_tile<Key, Arch, Exact, 1, 1>(a, one, end, i);
+      } else if constexpr (full > 4) {
+        detail::multiply_tile<Key, Arch, Exact, 4, vectors>(a, v, end, i);
+      }
     }
   }
 }

@@ -80,9 +80,10 @@ struct panel_layout {
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t unit_headers() const noexcept { return blocks_per_unit * header_bytes; }
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t unit_bytes() const noexcept { return unit_headers() + slabs_per_unit * slab_bytes(); }
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t blocks(std::size_t cols) const noexcept { return ceil_div(cols, block); }
-  /// Pairs of a block's sub-blocks that have minima.
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t sub_pairs() const noexcept {
-    return shape.minimum && shape.sub != sub_kind::none ? ceil_div(sub_blocks, 2) : 0;
+  /// Pairs of 16-bit numbers that a block's sums of activations make: one for each sub-block with a stored zero-point, or one for
+  /// two sub-blocks with minima.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t sum_pairs() const noexcept {
+    return stored_zero ? sub_blocks : shape.minimum && shape.sub != sub_kind::none ? ceil_div(sub_blocks, 2) : 0;
   }
   /// Weights of a row as the kernels see it: every sub-block padded to whole steps. For activations.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t padded_cols(std::size_t cols) const noexcept {
@@ -169,6 +170,7 @@ struct layout_for {
   static_assert(!spec_of<F>.sub_scale.present() || (spec_of<F>.sub_scale.lowest() >= -128 && spec_of<F>.sub_scale.highest() <= 127),
                 "lowbit: sub-scales fit in a signed byte");
   static_assert(!spec_of<F>.sub_minimum.present() || spec_of<F>.minimum.present(), "lowbit: sub-minima multiply a minimum");
+  static_assert(!spec_of<F>.sub_minimum.present() || !spec_of<F>.zero_point.present(), "lowbit: a block has sub-minima or a zero-point, not both");
   static_assert(spec_of<F>.sub_scale.present() || spec_of<F>.sub_blocks() == 1, "lowbit: sub-blocks have sub-scales");
   static_assert(!spec_of<F>.sub_minimum.present() || spec_of<F>.sub_block() <= 256,
                 "lowbit: sub-blocks with minima have at most 256 weights (their sums of activations are 16-bit numbers)");

@@ -11,31 +11,37 @@ template <class Arch> using ints = simd::batch<std::int32_t, Arch>;
 template <class Arch> using floats = simd::batch<float, Arch>;
 template <class Arch> using bytes = simd::batch<std::uint8_t, Arch>;
 
-/// Step s (0 … 7) of a slab: one register of codes. `slab` already points at the register's lanes.
-template <class Arch, unsigned Bits>
-LOWBIT_ALWAYS_INLINE bytes<Arch> load_step(const std::uint8_t* slab, std::size_t s) noexcept {
+/// Line i of a slab, for load_step. `slab` already points at the register's lanes.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE auto lines_in_memory(const std::uint8_t* slab) noexcept {
+  return [slab](std::size_t i) LOWBIT_INLINE_LAMBDA { return bytes<Arch>::load_unaligned(slab + i * step_bytes); };
+}
+
+/// Step s (0 … 7) of a slab: one register of codes. `line(i)` gives the slab's lines, as many as a code has bits.
+template <class Arch, unsigned Bits, class Line>
+LOWBIT_ALWAYS_INLINE bytes<Arch> load_step(const Line& line, std::size_t s) noexcept {
   if constexpr (Bits == 8) {
-    return bytes<Arch>::load_unaligned(slab + s * step_bytes);
+    return line(s);
   } else {
     // One shift moves a plane's bits to their place in the code; bits of neighbours fall to the mask.
-    constexpr auto plane = [](const std::uint8_t* at, std::size_t step, unsigned width, unsigned place) LOWBIT_INLINE_LAMBDA {
+    const auto plane = [&line](std::size_t first, std::size_t step, unsigned width, unsigned place) LOWBIT_INLINE_LAMBDA {
       const std::size_t per_vector = 8 / width;
       const int right = static_cast<int>(step % per_vector * width) - static_cast<int>(place);
-      const auto v = xsimd::bitwise_cast<std::uint32_t>(bytes<Arch>::load_unaligned(at + step / per_vector * step_bytes));
+      const auto v = xsimd::bitwise_cast<std::uint32_t>(line(first + step / per_vector));
       using words = simd::batch<std::uint32_t, Arch>;
       const words moved = right == 0 ? v : right > 0 ? words(v >> right) : words(v << -right);
       return xsimd::bitwise_cast<std::uint8_t>(moved & words(((1u << width) - 1) * (1u << place) * 0x0101'0101u));
     };
     constexpr unsigned four = Bits & 4u, two = Bits & 2u, one = Bits & 1u;
     bytes<Arch> code;
-    if constexpr (four != 0) code = plane(slab, s, 4, 0);
+    if constexpr (four != 0) code = plane(0, s, 4, 0);
     if constexpr (two != 0) {
-      const auto part = plane(slab + four * step_bytes, s, 2, four);
+      const auto part = plane(four, s, 2, four);
       if constexpr (four != 0) code |= part;
       else code = part;
     }
     if constexpr (one != 0) {
-      const auto part = plane(slab + (four + two) * step_bytes, s, 1, four + two);
+      const auto part = plane(four + two, s, 1, four + two);
       if constexpr (Bits != 1) code |= part;
       else code = part;
     }
@@ -54,13 +60,19 @@ LOWBIT_ALWAYS_INLINE floats<Arch> load_numbers(const std::uint8_t* field, std::s
     const auto h = simd::load_widened<Arch>(reinterpret_cast<const std::uint16_t*>(field) + row, Arch{});
     return xsimd::bitwise_cast<float>(ints<Arch>(h << 16));
   } else {
-    // 2^(e - 128): exponents 0 and 1 are the subnormals 2^21 and 2^22 in bits.
+    // 2^(e - 128): exponents 0 and 1 are the subnormals 2^21 and 2^22 in bits, and the larger of the two forms is the right one.
     const auto e = simd::load_widened<Arch>(field + row, Arch{});
     const ints<Arch> normal = (e - ints<Arch>(1)) << 23, small = (e + ints<Arch>(1)) << 21;
-    return xsimd::bitwise_cast<float>(xsimd::select(e < ints<Arch>(2), small, normal));
+    return xsimd::bitwise_cast<float>(xsimd::max(normal, small));
   }
 }
 
+/// The rows' stored zero-points, negative, as pairs (z, 128 z) that multiply a split sum.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE ints<Arch> load_zero_pairs(const panel_layout& p, const std::uint8_t* header, std::size_t row) noexcept {
+  const ints<Arch> z = ints<Arch>(p.zero_bias) - simd::load_widened<Arch>(header + p.zero_at + row, Arch{});
+  return (z & ints<Arch>(0xffff)) | (z << 23);
+}
 template <class Arch>
 LOWBIT_ALWAYS_INLINE ints<Arch> load_zero(const panel_layout& p, const std::uint8_t* header, std::size_t row) noexcept {
   if (!p.stored_zero) return ints<Arch>(p.zero);
@@ -87,15 +99,34 @@ LOWBIT_ALWAYS_INLINE ints<Arch> load_sub_minima(const panel_layout& p, const std
   return low | load_sub_minimum<Arch, Sub>(p, header, 2 * j + 1, row) << 16;
 }
 
+/// Reads a byte of every cache line. The processor's prefetcher follows loads, not prefetch instructions: a header that is skipped over
+/// breaks the stream and costs up to half the bandwidth of memory.
+LOWBIT_ALWAYS_INLINE void touch_lines(const std::uint8_t* p, std::size_t bytes) noexcept {
+  for (std::size_t i = 0; i < bytes; i += 64) (void)*static_cast<const volatile std::uint8_t*>(p + i);
+}
+
+/// Calls f(where the block's header is, where its unit's codes are, the block's first step among them) for every block of a panel.
+template <class F>
+LOWBIT_ALWAYS_INLINE void for_each_block(const panel_layout& p, std::size_t blocks, F&& f) noexcept {
+  for (std::size_t unit = 0; blocks != 0; unit += p.unit_bytes()) {
+    std::size_t header = unit, first_step = 0;
+    for (std::size_t left = p.blocks_per_unit; left != 0 && blocks != 0; --left, --blocks, header += p.header_bytes, first_step += p.block_steps())
+      f(header, unit + p.unit_headers(), first_step);
+  }
+}
+
 /// Walks the steps of a block, calling step(slab's offset, step in slab, step in block), and begins(j) and ends(j) around sub-block j.
-template <stepping Step, bool TwoLevel, class OnBegin, class OnStep, class OnEnd>
-LOWBIT_ALWAYS_INLINE void walk_block(const panel_layout& p, std::size_t first_step, OnBegin&& begins, OnStep&& step, OnEnd&& ends) noexcept {
+/// Where slabs are walked whole, enters(slab's offset) comes before the first step of each.
+template <stepping Step, bool TwoLevel, class OnSlab, class OnBegin, class OnStep, class OnEnd>
+LOWBIT_ALWAYS_INLINE void walk_block(const panel_layout& p, std::size_t first_step, OnSlab&& enters, OnBegin&& begins, OnStep&& step,
+                                     OnEnd&& ends) noexcept {
   const std::size_t slab_bytes = p.slab_bytes(), sub_blocks = TwoLevel ? p.sub_blocks : 1;
   if constexpr (Step == stepping::slabs) {
     std::size_t at = first_step / slab_steps * slab_bytes, k = 0;
     for (std::size_t j = 0; j < sub_blocks; ++j) {
       begins(j);
       for (std::size_t left = p.sub_steps / slab_steps; left != 0; --left, at += slab_bytes, k += slab_steps) {
+        enters(at);
         LOWBIT_UNROLL
         for (std::size_t s = 0; s < slab_steps; ++s) step(at, s, k + s);
       }
@@ -104,6 +135,7 @@ LOWBIT_ALWAYS_INLINE void walk_block(const panel_layout& p, std::size_t first_st
   } else if constexpr (Step == stepping::half_slabs) {
     std::size_t at = first_step / slab_steps * slab_bytes, k = 0;
     for (std::size_t j = 0; j < sub_blocks; j += 2, at += slab_bytes, k += slab_steps) {
+      enters(at);
       begins(j);
       LOWBIT_UNROLL
       for (std::size_t s = 0; s < slab_steps / 2; ++s) step(at, s, k + s);

@@ -45,7 +45,7 @@ void multiply(matrix_view<const float> x, const panel_matrix& w, matrix_view<flo
 
   const std::size_t value_bytes = round_up(columns * padded * (exact ? sizeof(float) : 1), 64);
   const std::size_t scale_bytes = round_up(columns * blocks * sizeof(float), 64);
-  const std::size_t sum_bytes = columns * subs * sizeof(float), pair_bytes = columns * blocks * p.sub_pairs() * sizeof(std::int32_t);
+  const std::size_t sum_bytes = columns * subs * sizeof(float), pair_bytes = columns * blocks * p.sum_pairs() * sizeof(std::int32_t);
   std::uint8_t* const memory = space.reserve(value_bytes + scale_bytes + (exact ? sum_bytes : 2 * sum_bytes + pair_bytes));
   kernel::activation_buffers buffers;
   buffers.words = reinterpret_cast<std::int32_t*>(memory);

@@ -25,6 +25,12 @@ LOWBIT_ALWAYS_INLINE auto spill(const B& b) noexcept {
 }
 }  // namespace portable
 
+/// v itself, loaded into a register here and not where it is first used: the order of loads is the order in the source.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> loaded_now(batch<std::uint8_t, Arch> v, requires_arch<xsimd::generic>) noexcept {
+  return v;
+}
+
 // ---- dot4: per 32-bit lane, acc + the sum of four products of bytes -------------------------------------------------------------
 
 /// w holds 0 … 127, x holds -127 … 127. Every architecture returns the exact integer.

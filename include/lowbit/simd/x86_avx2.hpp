@@ -8,6 +8,13 @@
 namespace lowbit::simd {
 
 template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> loaded_now(batch<std::uint8_t, Arch> v, requires_arch<xsimd::avx2>) noexcept {
+  __m256i r = v;
+  asm volatile("" : "+x"(r));
+  return r;
+}
+
+template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, batch<float, Arch> b,
                                                         requires_arch<xsimd::avx2>) noexcept {
   __m256 p = _mm256_mul_ps(a, b);

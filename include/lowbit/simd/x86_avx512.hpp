@@ -8,6 +8,13 @@
 namespace lowbit::simd {
 
 template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> loaded_now(batch<std::uint8_t, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
+  __m512i r = v;
+  asm volatile("" : "+v"(r));
+  return r;
+}
+
+template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, batch<float, Arch> b,
                                                         requires_arch<xsimd::avx512f>) noexcept {
   __m512 p = _mm512_mul_ps(a, b);
