@@ -105,6 +105,12 @@ TEST_CASE("bad input gets one line and exit code 2") {
   check_refused("quantise " + model + " " + folder / "" + " --format q4_0", {"directory"});
   check_refused("quantise " + model + " " + model + " --format s1_g32", {"s1_g32"});
   REQUIRE(run("quantise " + model + " " + folder / "other.gguf" + " --format f16").code == 0);
+  REQUIRE(run("quantise " + model + " " + folder / "hf" + " --format nf4").code == 0);
+  auto config = nlohmann::json::parse(read_bytes(folder / "hf/config.json"));
+  config["intermediate_size"] = config["intermediate_size"].get<int>() * 2;
+  write_bytes(folder / "hf/config.json", config.dump());
+  check_refused("quantise " + (folder / "hf") + " " + folder / "contradicts.gguf" + " --format q4_0", {"blk.0.ffn_gate.weight", "configuration says"});
+  CHECK(!std::filesystem::exists(folder / "contradicts.gguf"));
   write_tiny_model(folder, {.vocabulary = 280}, "larger");
   check_refused("evaluate " + model + " --reference " + folder / "larger.bin" + " --text " + text, {"vocabulary"});
 }

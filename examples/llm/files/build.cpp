@@ -10,42 +10,66 @@
 namespace llm {
 namespace {
 
+/// A tensor that a Llama of some configuration has.
+struct expected {
+  std::string name;
+  std::size_t rows, cols;
+  bool is_vector = false;
+};
+
+std::vector<expected> tensors_of(const model_config& c, bool head) {
+  std::vector<expected> all{{"token_embd.weight", c.vocabulary, c.hidden}, {"output_norm.weight", 1, c.hidden, true}};
+  if (head) all.push_back({"output.weight", c.vocabulary, c.hidden});
+  for (std::size_t i = 0; i < c.layers; ++i) {
+    const auto add = [&](std::string_view part, std::size_t rows, std::size_t cols, bool is_vector = false) {
+      all.push_back({layer_name(i, part), rows, cols, is_vector});
+    };
+    add("attn_norm.weight", 1, c.hidden, true);
+    add("attn_q.weight", c.query_size(), c.hidden);
+    add("attn_k.weight", c.kv_size(), c.hidden);
+    add("attn_v.weight", c.kv_size(), c.hidden);
+    add("attn_output.weight", c.hidden, c.query_size());
+    add("ffn_norm.weight", 1, c.hidden, true);
+    add("ffn_gate.weight", c.intermediate, c.hidden);
+    add("ffn_up.weight", c.intermediate, c.hidden);
+    add("ffn_down.weight", c.hidden, c.intermediate);
+  }
+  return all;
+}
+
+using tensor_map = std::unordered_map<std::string_view, const tensor*>;
+
+tensor_map by_name(const checkpoint& file) {
+  tensor_map all;
+  for (const tensor& t : file.tensors) all.emplace(t.name, &t);
+  return all;
+}
+
+/// Takes the tensors of a checked model, one by one; after a failure nothing more.
 class builder {
  public:
-  builder(const checkpoint& file, const weight_source& source, thread_pool& threads) : source_(source), threads_(threads) {
-    for (const tensor& t : file.tensors) unused_.emplace(t.name, &t);
-  }
+  builder(const checkpoint& file, const weight_source& source, thread_pool& threads)
+      : tensors_(by_name(file)), source_(source), threads_(threads) {}
 
-  [[nodiscard]] bool has(const std::string& name) const { return unused_.contains(name); }
+  [[nodiscard]] bool has(std::string_view name) const { return tensors_.contains(name); }
 
-  void take(const std::string& name, std::size_t rows, std::size_t cols, lowbit::panel_matrix& out) {
-    const weights w = take(name, rows, cols, false);
+  void take(const std::string& name, lowbit::panel_matrix& out) {
+    const weights w = take(name, source_);
     if (status_) out = lowbit::panel_matrix::from(w.view(), threads_);
   }
-  void take(const std::string& name, std::size_t size, std::vector<float>& out) {
-    const weights w = take(name, 1, size, true);
+  void take(const std::string& name, std::vector<float>& out) {
+    const weights w = take(name, weight_source{stored});
     if (!status_) return;
-    out.resize(size);
-    lowbit::decode(w.view(), {out.data(), 1, size});
+    out.resize(w.view().cols);
+    lowbit::decode(w.view(), {out.data(), 1, out.size()});
   }
   [[nodiscard]] bool ok() const noexcept { return status_.ok(); }
-  lowbit::status finish() {
-    if (status_ && !unused_.empty())
-      return lowbit::failure{lowbit::errc::unsupported, "tensor " + unused_.begin()->first + " is not part of a Llama"};
-    return std::move(status_);
-  }
+  lowbit::status finish() { return std::move(status_); }
 
  private:
-  weights take(const std::string& name, std::size_t rows, std::size_t cols, bool is_vector) {
+  weights take(const std::string& name, const weight_source& source) {
     if (!status_) return {};
-    const auto found = unused_.find(name);
-    if (found == unused_.end()) return fail({lowbit::errc::not_found, "tensor " + name + " is missing"});
-    const tensor& t = *found->second;
-    unused_.erase(found);
-    if (t.rows != rows || t.cols != cols || t.is_vector != is_vector)
-      return fail({lowbit::errc::shape, "tensor " + name + " is " + std::to_string(t.rows) + " x " + std::to_string(t.cols) +
-                                            ", but the configuration says " + std::to_string(rows) + " x " + std::to_string(cols)});
-    lowbit::result<weights> w = is_vector ? stored(t) : source_(t);
+    lowbit::result<weights> w = source(*tensors_.at(name));
     if (!w) return fail(std::move(w).error());
     if (lowbit::status finite = check_finite(name, w->view(), threads_); !finite) return fail(std::move(finite).error());
     return *std::move(w);
@@ -55,9 +79,9 @@ class builder {
     return {};
   }
 
+  tensor_map tensors_;
   const weight_source& source_;
   thread_pool& threads_;
-  std::unordered_map<std::string, const tensor*> unused_;
   lowbit::status status_ = lowbit::done{};
 };
 
@@ -76,30 +100,51 @@ weight_source as_float32(thread_pool& threads) {
   };
 }
 
-lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads) {
+lowbit::status check_model(const checkpoint& file) {
   const model_config& c = file.config;
-  if (lowbit::status valid = check(c); !valid) return std::move(valid).error();
+  if (lowbit::status valid = check(c); !valid) return valid;
   if (file.words.pieces.size() > c.vocabulary)
     return lowbit::failure{lowbit::errc::shape, "the tokenizer has " + std::to_string(file.words.pieces.size()) +
                                                     " tokens, the model " + std::to_string(c.vocabulary)};
+  tensor_map unused = by_name(file);
+  // More layers than tensors: the names alone would be more than the file can hold.
+  if (c.layers > file.tensors.size())
+    return lowbit::failure{lowbit::errc::shape, "the configuration says " + std::to_string(c.layers) + " layers, the file has " +
+                                                    std::to_string(file.tensors.size()) + " tensors"};
+  for (const expected& e : tensors_of(c, unused.contains("output.weight"))) {
+    const auto found = unused.find(e.name);
+    if (found == unused.end()) return lowbit::failure{lowbit::errc::not_found, "tensor " + e.name + " is missing"};
+    const tensor& t = *found->second;
+    if (t.rows != e.rows || t.cols != e.cols || t.is_vector != e.is_vector)
+      return lowbit::failure{lowbit::errc::shape, "tensor " + e.name + " is " + std::to_string(t.rows) + " x " + std::to_string(t.cols) +
+                                                      ", but the configuration says " + std::to_string(e.rows) + " x " + std::to_string(e.cols)};
+    unused.erase(found);
+  }
+  if (!unused.empty())
+    return lowbit::failure{lowbit::errc::unsupported, "tensor " + std::string(unused.begin()->first) + " is not part of a Llama"};
+  return lowbit::done{};
+}
+
+lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads) {
+  if (lowbit::status valid = check_model(file); !valid) return std::move(valid).error();
   llama model;
-  model.config = c;
+  model.config = file.config;
   builder b{file, source, threads};
-  b.take("token_embd.weight", c.vocabulary, c.hidden, model.embedding);
-  b.take("output_norm.weight", c.hidden, model.norm);
-  if (b.has("output.weight")) b.take("output.weight", c.vocabulary, c.hidden, model.head.emplace());
-  for (std::size_t i = 0; i < c.layers && b.ok(); ++i) {
+  b.take("token_embd.weight", model.embedding);
+  b.take("output_norm.weight", model.norm);
+  if (b.has("output.weight")) b.take("output.weight", model.head.emplace());
+  for (std::size_t i = 0; i < model.config.layers && b.ok(); ++i) {
     layer_weights& w = model.layers.emplace_back();
     const auto name = [&](std::string_view part) { return layer_name(i, part); };
-    b.take(name("attn_norm.weight"), c.hidden, w.attention_norm);
-    b.take(name("attn_q.weight"), c.query_size(), c.hidden, w.query);
-    b.take(name("attn_k.weight"), c.kv_size(), c.hidden, w.key);
-    b.take(name("attn_v.weight"), c.kv_size(), c.hidden, w.value);
-    b.take(name("attn_output.weight"), c.hidden, c.query_size(), w.output);
-    b.take(name("ffn_norm.weight"), c.hidden, w.mlp_norm);
-    b.take(name("ffn_gate.weight"), c.intermediate, c.hidden, w.gate);
-    b.take(name("ffn_up.weight"), c.intermediate, c.hidden, w.up);
-    b.take(name("ffn_down.weight"), c.hidden, c.intermediate, w.down);
+    b.take(name("attn_norm.weight"), w.attention_norm);
+    b.take(name("attn_q.weight"), w.query);
+    b.take(name("attn_k.weight"), w.key);
+    b.take(name("attn_v.weight"), w.value);
+    b.take(name("attn_output.weight"), w.output);
+    b.take(name("ffn_norm.weight"), w.mlp_norm);
+    b.take(name("ffn_gate.weight"), w.gate);
+    b.take(name("ffn_up.weight"), w.up);
+    b.take(name("ffn_down.weight"), w.down);
   }
   if (lowbit::status s = b.finish(); !s) return std::move(s).error();
   return model;

@@ -14,7 +14,10 @@ lowbit::result<weights> stored(const tensor& t);
 /// The weights as float32: the reference that formats are compared with.
 weight_source as_float32(thread_pool& threads);
 
-/// Builds the model; fails where a tensor is missing, unknown, of another shape than the configuration says, or not finite.
+/// Fails where the configuration makes no sense, or a tensor is missing, unknown, or of another shape than the configuration says.
+lowbit::status check_model(const checkpoint& file);
+
+/// Builds the model. Fails as check_model does, and where a weight is not finite.
 lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads);
 
 }  // namespace llm

@@ -1,5 +1,6 @@
 #include "save.hpp"
 
+#include "build.hpp"
 #include "names.hpp"
 #include "save_formats.hpp"
 
@@ -37,6 +38,7 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
 
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
                                        const weight_source& source, const save_progress& progress) {
+  if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
   switch (container_of(model, format)) {
     case container::gguf: return save_gguf(path, model, format, source, progress);
     case container::bitsandbytes:
