@@ -18,58 +18,99 @@ struct build_args {
   std::uint8_t* scratch;        ///< build_scratch_bytes(*layout); one for each thread
 };
 
-/// Bytes of scratch that build_panels needs: the codes of one unit of 16 rows.
+/// Units that are built at once: so many that the walk over a row's blocks is long, so few that the codes of 16 rows stay in a
+/// first-level cache.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t units_at_once(const panel_layout& p) noexcept {
+  const std::size_t codes = p.slabs_per_unit * slab_steps * step_weights;
+  return codes < 1024 ? 1024 / codes : 1;
+}
+
+/// Bytes of scratch that build_panels needs: the codes of 16 rows of those units.
 LOWBIT_ALWAYS_INLINE constexpr std::size_t build_scratch_bytes(const panel_layout& p) noexcept {
-  return panel_rows * p.slabs_per_unit * slab_steps * step_weights;
+  return panel_rows * units_at_once(p) * p.slabs_per_unit * slab_steps * step_weights;
 }
 
 namespace detail {
 
-/// Packs eight steps (64 bytes each, codes of `bits` bits) into a slab.
-template <class Arch>
-LOWBIT_ALWAYS_INLINE void pack_slab(const std::uint8_t* steps, unsigned bits, std::uint8_t* slab) noexcept {
-  using bytes = simd::batch<std::uint8_t, Arch>;
-  if (bits == 8) {
-    std::memcpy(slab, steps, slab_steps * step_bytes);
-    return;
-  }
-  unsigned from = 0;  // the plane's place in the code
-  for (unsigned width = 4; width != 0; width /= 2) {
-    if ((bits & width) == 0) continue;
-    const unsigned per_vector = 8 / width;
-    const bytes mask(static_cast<std::uint8_t>((1u << width) - 1));
-    for (std::size_t v = 0; v < width; ++v, slab += step_bytes) {
-      for (std::size_t lane = 0; lane < step_bytes; lane += bytes::size) {
-        bytes packed(std::uint8_t{0});
-        for (unsigned n = 0; n < per_vector; ++n) {
-          const auto step = bytes::load_unaligned(steps + (v * per_vector + n) * step_bytes + lane);
-          const auto code = shift_bytes(step, static_cast<int>(from)) & mask;
-          packed |= shift_bytes(code, -static_cast<int>(n * width));
-        }
-        packed.store_unaligned(slab + lane);
-      }
+/// 32 codes of each of 16 rows, `stride` bytes from row to row, as eight steps.
+LOWBIT_ALWAYS_INLINE void gather_steps(const std::uint8_t* rows, std::size_t stride, std::uint8_t* steps) noexcept {
+  using words = xsimd::batch<std::uint32_t, bytes16::arch_type>;
+  for (std::size_t r = 0; r < panel_rows; r += 4)
+    for (std::size_t half = 0; half < 2; ++half) {
+      const auto row = [&](std::size_t i) LOWBIT_INLINE_LAMBDA {
+        return xsimd::bitwise_cast<std::uint32_t>(bytes16::load_unaligned(rows + (r + i) * stride + half * 16));
+      };
+      const words even_low = xsimd::zip_lo(row(0), row(2)), odd_low = xsimd::zip_lo(row(1), row(3));
+      const words even_high = xsimd::zip_hi(row(0), row(2)), odd_high = xsimd::zip_hi(row(1), row(3));
+      const auto store = [&](std::size_t step, words v) LOWBIT_INLINE_LAMBDA {
+        xsimd::bitwise_cast<std::uint8_t>(v).store_unaligned(steps + (half * 4 + step) * step_bytes + r * step_weights);
+      };
+      store(0, xsimd::zip_lo(even_low, odd_low));
+      store(1, xsimd::zip_hi(even_low, odd_low));
+      store(2, xsimd::zip_lo(even_high, odd_high));
+      store(3, xsimd::zip_hi(even_high, odd_high));
     }
-    from += width;
+}
+
+/// Packs eight steps (64 bytes each, codes of `Bits` bits) into a slab.
+template <class Arch, unsigned Bits>
+LOWBIT_ALWAYS_INLINE void pack_slab(const std::uint8_t* steps, std::uint8_t* slab) noexcept {
+  using bytes = simd::batch<std::uint8_t, Arch>;
+  if constexpr (Bits == 8) {
+    std::memcpy(slab, steps, slab_steps * step_bytes);
+  } else {
+    const auto plane = [&](auto width, unsigned from) LOWBIT_INLINE_LAMBDA {
+      constexpr unsigned per_vector = 8 / width();
+      const bytes mask(static_cast<std::uint8_t>((1u << width()) - 1));
+      for (std::size_t v = 0; v < width(); ++v, slab += step_bytes)
+        for (std::size_t lane = 0; lane < step_bytes; lane += bytes::size) {
+          bytes packed(std::uint8_t{0});
+          LOWBIT_UNROLL
+          for (unsigned n = 0; n < per_vector; ++n) {
+            const auto step = bytes::load_unaligned(steps + (v * per_vector + n) * step_bytes + lane);
+            packed |= shift_bytes(shift_bytes(step, static_cast<int>(from)) & mask, -static_cast<int>(n * width()));
+          }
+          packed.store_unaligned(slab + lane);
+        }
+    };
+    if constexpr ((Bits & 4u) != 0) plane(std::integral_constant<unsigned, 4>{}, 0);
+    if constexpr ((Bits & 2u) != 0) plane(std::integral_constant<unsigned, 2>{}, Bits & 4u);
+    if constexpr ((Bits & 1u) != 0) plane(std::integral_constant<unsigned, 1>{}, Bits & 6u);
   }
 }
 
-/// The fields of one row's block, at row `r` of a panel's header.
-LOWBIT_ALWAYS_INLINE void build_header(const format_spec& s, const panel_layout& p, const std::uint8_t* block, std::size_t r,
-                                       std::uint8_t* header) noexcept {
-  const unsigned scale_bytes = size_of(s.scale.type);
-  std::memcpy(header + r * scale_bytes, block + s.scale.at, scale_bytes);
-  if (s.minimum.present()) std::memcpy(header + p.minimum_at + r * scale_bytes, block + s.minimum.at, scale_bytes);
-  if (p.stored_zero) header[p.zero_at + r] = static_cast<std::uint8_t>(zero_point_of(s, block));
-  if (p.shape.sub == sub_kind::none) return;
-  for (std::size_t j = 0; j < p.sub_blocks; ++j) {
-    const auto scale = static_cast<unsigned>(s.sub_scale.value(s.sub_scale.raw(block, j)));
-    const auto minimum = static_cast<unsigned>(s.sub_minimum.value(s.sub_minimum.raw(block, j)));
-    std::uint8_t* const at = header + p.sub_scale_at + j * panel_rows + r;
-    if (p.shape.sub == sub_kind::nibbles) *at = static_cast<std::uint8_t>(scale | minimum << 4);
-    else *at = static_cast<std::uint8_t>(scale);
-    if (p.shape.sub == sub_kind::scales_minima) header[p.sub_minimum_at + j * panel_rows + r] = static_cast<std::uint8_t>(minimum);
+/// Copies the fields of one row's block to row `r` of a panel's header.
+class header_builder {
+ public:
+  LOWBIT_ALWAYS_INLINE header_builder(const format_spec& s, const panel_layout& p) noexcept
+      : s_(s), p_(p), sub_scale_(s.sub_scale, s.sub_blocks()), sub_minimum_(s.sub_minimum, s.sub_blocks()) {}
+
+  LOWBIT_ALWAYS_INLINE void operator()(const std::uint8_t* block, std::size_t r, std::uint8_t* header) const noexcept {
+    copy_number(block + s_.scale.at, header, r);
+    if (s_.minimum.present()) copy_number(block + s_.minimum.at, header + p_.minimum_at, r);
+    if (p_.stored_zero) header[p_.zero_at + r] = static_cast<std::uint8_t>(zero_point_of(s_, block));
+    if (p_.shape.sub == sub_kind::none) return;
+    for (std::size_t j = 0; j < p_.sub_blocks; ++j) {
+      const auto scale = static_cast<unsigned>(sub_scale_.value(block, j));
+      const auto minimum = static_cast<unsigned>(sub_minimum_.value(block, j));
+      std::uint8_t* const at = header + p_.sub_scale_at + j * panel_rows + r;
+      if (p_.shape.sub == sub_kind::nibbles) *at = static_cast<std::uint8_t>(scale | minimum << 4);
+      else *at = static_cast<std::uint8_t>(scale);
+      if (p_.shape.sub == sub_kind::scales_minima) header[p_.sub_minimum_at + j * panel_rows + r] = static_cast<std::uint8_t>(minimum);
+    }
   }
-}
+
+ private:
+  LOWBIT_ALWAYS_INLINE void copy_number(const std::uint8_t* from, std::uint8_t* to, std::size_t r) const noexcept {
+    if (s_.scale.type == number::f32) std::memcpy(to + r * 4, from, 4);
+    else if (s_.scale.type == number::e8m0_half) to[r] = *from;
+    else std::memcpy(to + r * 2, from, 2);
+  }
+
+  const format_spec& s_;
+  const panel_layout& p_;
+  sub_block_field sub_scale_, sub_minimum_;
+};
 
 }  // namespace detail
 
@@ -90,8 +131,10 @@ void build_panels(const build_args& a) noexcept {
   const format_spec& s = *a.spec;
   const panel_layout& p = *a.layout;
   if (p.shape.level == level_kind::plain) return build_plain_panels<Arch>(a);
+  const detail::header_builder build_header(s, p);
   const std::size_t blocks = p.blocks(a.cols), panel_bytes = p.panel_bytes(a.cols);
-  const std::size_t block_codes = p.block_steps() * step_weights, unit_codes = p.slabs_per_unit * slab_steps * step_weights;
+  const std::size_t block_codes = p.block_steps() * step_weights, blocks_at_once = units_at_once(p) * p.blocks_per_unit;
+  const std::size_t row_codes = blocks_at_once * block_codes;
   const bool padded = p.sub_steps * step_weights != p.sub_block;
   // Codes are kept unsigned below 8 bits, signed at 8.
   const bool flip = p.shape.level == level_kind::signed_byte ? !s.codes.is_signed : s.codes.is_signed;
@@ -100,38 +143,41 @@ void build_panels(const build_args& a) noexcept {
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
     const std::size_t rows = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
-    for (std::size_t first = 0; first < blocks; first += p.blocks_per_unit) {
-      const std::size_t count = blocks - first < p.blocks_per_unit ? blocks - first : p.blocks_per_unit;
-      std::memset(a.scratch, 0, panel_rows * unit_codes);
+    for (std::size_t first = 0; first < blocks; first += blocks_at_once) {
+      const std::size_t count = blocks - first < blocks_at_once ? blocks - first : blocks_at_once;
+      if (rows < panel_rows || padded || count < blocks_at_once) std::memset(a.scratch, 0, panel_rows * row_codes);
       for (std::size_t r = 0; r < rows; ++r) {
-        const std::uint8_t* block = a.blocks + (panel * panel_rows + r) * a.row_bytes + first * s.bytes;
-        for (std::size_t b = 0; b < count; ++b, block += s.bytes) {
-          detail::build_header(s, p, block, r, out + p.header_at(first + b));
-          std::uint8_t* const codes = a.scratch + r * unit_codes + b * block_codes;
-          for (std::size_t i = 0; i < s.block; i += piece) {
-            const std::size_t n = s.block - i < piece ? s.block - i : piece;
-            std::uint8_t buffer[piece];
-            std::uint8_t* const to = padded ? buffer : codes + i;
-            unpack_codes<Arch>(s, block, 1, i, n, to);
-            if (flip_bit != 0)
-              for (std::size_t k = 0; k < n; ++k) to[k] ^= flip_bit;
-            if (padded)
+        const std::uint8_t* const row = a.blocks + (panel * panel_rows + r) * a.row_bytes + first * s.bytes;
+        std::uint8_t* const codes = a.scratch + r * row_codes;
+        for (std::size_t b = 0; b < count; ++b) build_header(row + b * s.bytes, r, out + p.header_at(first + b));
+        if (!padded && s.block <= piece) {
+          unpack_codes<Arch>(s, row, count, 0, s.block, codes);
+        } else {
+          std::uint8_t buffer[piece];
+          for (std::size_t b = 0; b < count; ++b)
+            for (std::size_t i = 0; i < s.block; i += piece) {
+              const std::size_t n = s.block - i < piece ? s.block - i : piece;
+              unpack_codes<Arch>(s, row + b * s.bytes, 1, i, n, buffer);
               for (std::size_t k = 0; k < n; ++k)
-                codes[(i + k) / p.sub_block * (p.sub_steps * step_weights) + (i + k) % p.sub_block] = buffer[k];
-          }
+                codes[b * block_codes + (i + k) / p.sub_block * (p.sub_steps * step_weights) + (i + k) % p.sub_block] = buffer[k];
+            }
         }
+        if (flip_bit == 0) continue;
+        for (std::size_t b = 0; b < count; ++b)
+          for (std::size_t j = 0; j < p.sub_blocks; ++j) {
+            std::uint8_t* const sub = codes + b * block_codes + j * p.sub_steps * step_weights;
+            for (std::size_t k = 0; k < p.sub_block; ++k) sub[k] ^= flip_bit;
+          }
       }
       const std::size_t slabs = ceil_div(count * p.block_steps(), slab_steps);
-      std::uint8_t* slab = out + p.codes_at(first);
-      for (std::size_t i = 0; i < slabs; ++i, slab += p.slab_bytes()) {
-        alignas(64) std::uint8_t steps[slab_steps * step_bytes];
-        for (std::size_t r = 0; r < panel_rows; ++r) {
-          const std::uint8_t* const from = a.scratch + r * unit_codes + i * slab_steps * step_weights;
-          for (std::size_t k = 0; k < slab_steps; ++k)
-            std::memcpy(steps + k * step_bytes + r * step_weights, from + k * step_weights, step_weights);
+      detail::with_width(p.shape.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
+        for (std::size_t i = 0; i < slabs; ++i) {
+          const std::size_t unit = i / p.slabs_per_unit, in_unit = i % p.slabs_per_unit;
+          alignas(64) std::uint8_t steps[slab_steps * step_bytes];
+          detail::gather_steps(a.scratch + i * slab_steps * step_weights, row_codes, steps);
+          detail::pack_slab<Arch, bits()>(steps, out + p.codes_at(first + unit * p.blocks_per_unit) + in_unit * p.slab_bytes());
         }
-        detail::pack_slab<Arch>(steps, p.shape.bits, slab);
-      }
+      });
     }
   }
 }

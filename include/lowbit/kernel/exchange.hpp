@@ -1,8 +1,9 @@
 // Codes out of and into the exchange layout, and whole rows to floats, vectorised from a plane's strides.
 //
 // Planes come in few patterns: bytes side by side (stride 8: most of GGUF), dense streams (stride = bits: uniform codes, the high bits
-// of q5), nibbles with the first on top (bitsandbytes). The pattern is read from the spec at run time, once for all the blocks of a
-// call, so that one compiled function serves every format, a user's own too. Anything else goes by the codec's definition.
+// of q5), nibbles (uniform codes of 4 bits; with the first on top, bitsandbytes). The pattern is read from the spec at run time, once
+// for all the blocks of a call, so that one compiled function serves every format, a user's own too. Anything else goes by the
+// codec's definition.
 #pragma once
 
 #include <lowbit/format/codec.hpp>
@@ -58,17 +59,18 @@ LOWBIT_ALWAYS_INLINE void move_dense(std::uint8_t* block, std::uint8_t* codes, u
   }
 }
 
-/// Moves 32 codes of nibbles, the first of two on top.
+/// Moves 32 codes of nibbles; `top` is 1 where the first of two is the one on top.
 template <direction To>
-LOWBIT_ALWAYS_INLINE void move_nibbles(std::uint8_t* block, std::uint8_t* codes) noexcept {
-  const bytes16 low(15);
+LOWBIT_ALWAYS_INLINE void move_nibbles(std::uint8_t* block, std::uint8_t* codes, unsigned top) noexcept {
   if constexpr (To == direction::unpack) {
+    const bytes16 mask(15);
     const auto v = bytes16::load_unaligned(block);
-    const auto first = shift_bytes(v, 4) & low, second = v & low;
+    const auto low = v & mask, high = shift_bytes(v, 4) & mask;
+    const auto first = top != 0 ? high : low, second = top != 0 ? low : high;
     xsimd::zip_lo(first, second).store_unaligned(codes);
     xsimd::zip_hi(first, second).store_unaligned(codes + 16);
   } else {
-    for (std::size_t i = 0; i < 16; ++i) block[i] = static_cast<std::uint8_t>(codes[2 * i] << 4 | codes[2 * i + 1]);
+    for (std::size_t i = 0; i < 16; ++i) block[i] = static_cast<std::uint8_t>(codes[2 * i + top] | codes[2 * i + 1 - top] << 4);
   }
 }
 
@@ -87,16 +89,18 @@ LOWBIT_ALWAYS_INLINE void with_width(unsigned bits, F&& f) noexcept {
   }
 }
 
-enum class pattern : std::uint8_t { bytes, dense, high_nibble_first, other };
+enum class pattern : std::uint8_t { bytes, dense, nibbles, other };
 
-LOWBIT_ALWAYS_INLINE pattern pattern_of(const plane& p) noexcept {
+LOWBIT_ALWAYS_INLINE pattern pattern_of(const plane& p, bool is_first) noexcept {
   const auto* extent = &p.digits.extent[0];
   const auto* stride = &p.digits.stride[0];
+  const bool dense = stride[0] == static_cast<int>(p.bits) && extent[1] == 0 && p.base % 8 == 0;
   if (stride[0] == 8 && extent[0] % 16 == 0) return pattern::bytes;
-  if (stride[0] == static_cast<int>(p.bits) && extent[1] == 0 && p.base % 8 == 0) return pattern::dense;
-  if (p.bits == 4 && p.shift == 0 && extent[0] == 2 && stride[0] == -4 && stride[1] == 8 && extent[2] == 0 && extent[1] % 16 == 0)
-    return pattern::high_nibble_first;
-  return pattern::other;
+  if (is_first && p.bits == 4 && p.shift == 0) {
+    if (dense && extent[0] % 32 == 0) return pattern::nibbles;
+    if (extent[0] == 2 && stride[0] == -4 && stride[1] == 8 && extent[2] == 0 && extent[1] % 16 == 0 && p.base % 8 == 4) return pattern::nibbles;
+  }
+  return dense ? pattern::dense : pattern::other;
 }
 
 /// Codes [first, first + count) of `blocks` consecutive blocks. The const of one of the two pointers is taken off by the callers below.
@@ -107,7 +111,7 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
     if (p.bits == 0) break;
     const bool is_first = &p == &s.codes.planes[0];
     std::size_t done = 0;
-    switch (pattern_of(p)) {
+    switch (pattern_of(p, is_first)) {
       case pattern::bytes: {
         const std::size_t run = p.digits.extent[0];
         const bytes16 mask(static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift));
@@ -129,11 +133,14 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
         });
         done = count / 8 * 8;
         break;
-      case pattern::high_nibble_first:
+      case pattern::nibbles: {
+        const unsigned top = (&p.digits.stride[0])[0] < 0 ? 1 : 0;
         for (std::size_t b = 0; b < blocks; ++b)
-          for (done = 0; done + 32 <= count; done += 32)
-            move_nibbles<To>(block + b * s.bytes + (p.base / 8) + (first + done) / 2, codes + b * count + done);
+          for (std::size_t i = 0; i + 32 <= count; i += 32)
+            move_nibbles<To>(block + b * s.bytes + p.base / 8 + (first + i) / 2, codes + b * count + i, top);
+        done = count / 32 * 32;
         break;
+      }
       case pattern::other: break;
     }
     for (std::size_t i = done; i < count; ++i) {
@@ -153,7 +160,7 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
 /// An integer field with one element for each sub-block, its places worked out once for many blocks.
 class sub_block_field {
  public:
-  sub_block_field(const integer_field& f, std::size_t count) noexcept : field_(f) {
+  LOWBIT_ALWAYS_INLINE sub_block_field(const integer_field& f, std::size_t count) noexcept : field_(f) {
     for (std::size_t k = 0; k < f.planes.size() && (&f.planes[0])[k].bits != 0; ++k)
       for (std::size_t j = 0; j < count; ++j) at_[k][j] = static_cast<std::uint32_t>((&f.planes[0])[k].position(j));
   }
