@@ -6,6 +6,7 @@
 #include "roofs.hpp"
 
 #include <lowbit/format/registry.hpp>
+#include <lowbit/matrix/dequantise.hpp>
 #include <lowbit/matrix/product.hpp>
 #include <lowbit/quantise/by_id.hpp>
 
@@ -76,10 +77,11 @@ void multiply_row(benchmark::State& state, const kernel::unit& unit, const forma
 }
 
 void dequantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
+  serial_executor serial;
   const packed_matrix w = random_weights(s, n);
-  std::vector<float> out(n.rows * n.cols);
+  aligned_buffer out(n.rows * n.cols * sizeof(float));
   for (auto _ : state) {
-    for (std::size_t r = 0; r < n.rows; ++r) unit.dequantise_row(s, w.row(r), n.cols, &out[r * n.cols]);
+    dequantise(w.view(), {reinterpret_cast<float*>(out.data()), n.rows, n.cols}, serial, unit);
     benchmark::ClobberMemory();
   }
   const auto weights = static_cast<double>(n.rows * n.cols);

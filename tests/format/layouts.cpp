@@ -132,6 +132,20 @@ const std::map<std::string_view, reading> readings{
          y[j] = static_cast<float>(std::ldexp(q < 8 ? values[q] : 0.0 - values[q - 8], b[0] - 127));  // ggml's table is of integers: no -0
        }
      }},
+    {"nvfp4", [](const std::uint8_t* b, float* y) {
+       constexpr double values[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+       for (int i = 0; i < 64; ++i) {
+         const int s = i / 16, k = i % 16, e = b[s] & 127, q = k < 8 ? b[4 + 8 * s + k] & 15 : b[4 + 8 * s + k - 8] >> 4;
+         const double scale = e == 127 ? 0 : e < 8 ? std::ldexp(e, -9) : std::ldexp(8 + e % 8, e / 8 - 10);
+         y[i] = static_cast<float>((q < 8 ? values[q] : 0.0 - values[q - 8]) * scale);
+       }
+     }},
+    {"q1_0", [](const std::uint8_t* b, float* y) {
+       for (int i = 0; i < 128; ++i) y[i] = (b[2 + i / 8] >> (i % 8) & 1) != 0 ? half(b) : -half(b);
+     }},
+    {"q2_0", [](const std::uint8_t* b, float* y) {
+       for (int i = 0; i < 64; ++i) y[i] = half(b) * static_cast<float>((b[2 + i / 4] >> (2 * (i % 4)) & 3) - 1);
+     }},
     {"nf4", [](const std::uint8_t* b, float* y) {
        constexpr float table[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
                                     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
@@ -231,7 +245,7 @@ TEST_CASE("formats are found by name in any case, and by GGUF's type id") {
 TEST_CASE("bits per weight are those that the formats' projects state") {
   const std::map<std::string_view, double> stated{{"q4_0", 4.5}, {"q4_1", 5}, {"q5_0", 5.5}, {"q5_1", 6}, {"q8_0", 8.5}, {"q2_k", 2.625},
                                                   {"q3_k", 3.4375}, {"q4_k", 4.5}, {"q5_k", 5.5}, {"q6_k", 6.5625}, {"iq4_nl", 4.5},
-                                                  {"iq4_xs", 4.25}, {"tq2_0", 2.0625}, {"mxfp4", 4.25}, {"nf4", 4.5}, {"f16", 16}};
+                                                  {"iq4_xs", 4.25}, {"tq2_0", 2.0625}, {"mxfp4", 4.25}, {"nvfp4", 4.5}, {"q1_0", 1.125}, {"q2_0", 2.25}, {"nf4", 4.5}, {"f16", 16}};
   for (const auto& [name, bits] : stated) CHECK(spec_of_id(*find_format(name)).bits_per_weight() == bits);
 }
 

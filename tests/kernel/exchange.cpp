@@ -3,6 +3,7 @@
 
 #include <lowbit/format/registry.hpp>
 #include <lowbit/kernel/dispatch.hpp>
+#include <lowbit/matrix/dequantise.hpp>
 
 #include <doctest/doctest.h>
 
@@ -36,15 +37,37 @@ TEST_CASE("rows of blocks become the codec's floats, bit for bit") {
       CAPTURE(std::string(s.name));
       for (const std::size_t cols : {std::size_t{1}, std::size_t{s.block}, std::size_t{3} * s.block - 1, std::size_t{2} * s.block + 5}) {
         const packed_matrix w = test::random_blocks(s, 2, cols, 7);
-        std::vector<float> expected(2 * cols), got(cols + 1, 42.0f), scratch(s.block);
+        std::vector<float> expected(2 * cols);
+        aligned_buffer memory((cols + 1) * sizeof(float));
+        float* const got = reinterpret_cast<float*>(memory.data());
         decode(w.view(), {expected.data(), 2, cols});
-        for (std::size_t r = 0; r < 2; ++r) {
-          unit.dequantise_row(s, w.row(r), cols, got.data());
-          REQUIRE(std::memcmp(got.data(), &expected[r * cols], cols * sizeof(float)) == 0);
-          REQUIRE(got[cols] == 42.0f);  // nothing past the row
-        }
+        for (const bool streamed : {false, true})
+          for (std::size_t r = 0; r < 2; ++r) {
+            std::fill(got, got + cols + 1, 42.0f);
+            unit.dequantise_row(s, w.row(r), cols, got, streamed);
+            REQUIRE(std::memcmp(got, &expected[r * cols], cols * sizeof(float)) == 0);
+            REQUIRE(got[cols] == 42.0f);  // nothing past the row
+          }
       }
     });
+  });
+}
+
+TEST_CASE("a matrix large enough to be streamed, and one that is not aligned for it") {
+  serial_executor serial;
+  constexpr std::size_t rows = 1030, cols = 4128;
+  for_each_unit([&](const kernel::unit& unit) {
+    for (const format_spec* s : {&spec_of<q4_k>, &spec_of<q3_g40>, &spec_of<float16>}) {
+      const packed_matrix w = test::random_blocks(*s, rows, cols, 7);
+      std::vector<float> expected(rows * cols);
+      decode(w.view(), {expected.data(), rows, cols});
+      aligned_buffer memory((rows * cols + 1) * sizeof(float));
+      for (const std::size_t offset : {0u, 1u}) {
+        float* const out = reinterpret_cast<float*>(memory.data()) + offset;
+        dequantise(w.view(), {out, rows, cols}, serial, unit);
+        REQUIRE(std::memcmp(out, expected.data(), rows * cols * sizeof(float)) == 0);
+      }
+    }
   });
 }
 

@@ -4,6 +4,7 @@
 #include "requantise.hpp"
 
 #include <lowbit/format/gguf.hpp>
+#include <lowbit/matrix/dequantise.hpp>
 
 #include <unordered_map>
 
@@ -95,7 +96,7 @@ weight_source as_float32(thread_pool& threads) {
     if (!w || w->view().spec == &lowbit::spec_of<lowbit::f32>) return w;
     const lowbit::packed_view v = w->view();
     lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, v.rows, v.cols};
-    decode_all(v, reinterpret_cast<float*>(out.bytes().data()), threads);
+    lowbit::dequantise(v, {reinterpret_cast<float*>(out.bytes().data()), v.rows, v.cols}, threads);
     return weights{std::move(out)};
   };
 }

@@ -2,6 +2,8 @@
 
 #include "names.hpp"
 
+#include <lowbit/matrix/dequantise.hpp>
+
 #include <utility>
 
 namespace llm {
@@ -36,19 +38,13 @@ format_id target_format(const tensor& t, format_id wanted) {
       {id_of<lowbit::q2_k>(), id_of<lowbit::q4_0>()}, {id_of<lowbit::q3_k>(), id_of<lowbit::q4_0>()},
       {id_of<lowbit::tq2_0>(), id_of<lowbit::q4_0>()}, {id_of<lowbit::q4_k>(), id_of<lowbit::q5_0>()},
       {id_of<lowbit::q5_k>(), id_of<lowbit::q5_1>()}, {id_of<lowbit::q6_k>(), id_of<lowbit::q8_0>()},
-      {id_of<lowbit::iq4_xs>(), id_of<lowbit::iq4_nl>()}};
+      {id_of<lowbit::iq4_xs>(), id_of<lowbit::iq4_nl>()}, {id_of<lowbit::nvfp4>(), id_of<lowbit::mxfp4>()},
+      {id_of<lowbit::q2_0>(), id_of<lowbit::q4_0>()}, {id_of<lowbit::q1_0>(), id_of<lowbit::q4_0>()}};
   const auto fits = [&](format_id id) { return t.cols % lowbit::spec_of_id(id).block == 0; };
   if (fits(wanted)) return wanted;
   for (const auto& [from, to] : fallbacks)
     if (from == wanted && fits(to)) return to;
   return id_of<lowbit::float16>();
-}
-
-void decode_all(lowbit::packed_view w, float* out, thread_pool& threads) {
-  const lowbit::kernel::unit& unit = lowbit::kernel::best_unit();
-  lowbit::for_parts(threads, w.rows, 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) unit.dequantise_row(*w.spec, w.row(r), w.cols, out + r * w.cols);
-  });
 }
 
 lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads) {
@@ -67,7 +63,7 @@ lowbit::result<weights> requantise(const tensor& t, const requantisation& how, t
   lowbit::packed_matrix floats;  // aligned float32 sources are used where they lie
   if (from.spec != &lowbit::spec_of<lowbit::f32> || reinterpret_cast<std::uintptr_t>(from.data) % alignof(float) != 0) {
     floats = lowbit::packed_matrix{lowbit::spec_of<lowbit::f32>, from.rows, from.cols};
-    decode_all(from, reinterpret_cast<float*>(floats.bytes().data()), threads);
+    lowbit::dequantise(from, {reinterpret_cast<float*>(floats.bytes().data()), from.rows, from.cols}, threads);
     source = weights{};
   }
   const auto* const values = reinterpret_cast<const float*>(floats.rows() != 0 ? floats.bytes().data() : from.data);

@@ -32,7 +32,4 @@ lowbit::format_id target_format(const tensor& t, lowbit::format_id wanted);
 /// The tensor's new weights. A tensor that has its target format already is not touched. Fails on NaN, naming the tensor.
 lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads);
 
-/// Decodes weights to floats; `out` has rows * cols elements.
-void decode_all(lowbit::packed_view w, float* out, thread_pool& threads);
-
 }  // namespace llm

@@ -88,4 +88,18 @@ LOWBIT_ALWAYS_INLINE constexpr float e4m3_to_float(std::uint8_t e) noexcept {
   return std::bit_cast<float>((exponent + 120) << 23 | mantissa << 20);
 }
 
+/// The nearest unsigned e4m3 (halves up, at most 448), as ggml's fp32_to_ue4m3 rounds; what is not above zero becomes 0.
+LOWBIT_ALWAYS_INLINE constexpr std::uint8_t to_e4m3(float value) noexcept {
+  if (!(value > 0.0f)) return 0;
+  if (value >= 448.0f) return 0x7e;
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value) + 0x80000u;  // half of the last place that stays
+  const int exponent = static_cast<int>(std::bit_cast<std::uint32_t>(value) >> 23) - 120;
+  if (exponent <= 0) return static_cast<std::uint8_t>(value * 512.0f + 0.5f);  // subnormal; 8 of them are the first normal number
+  const std::uint32_t rounded = (bits >> 20) - (120u << 3);
+  return static_cast<std::uint8_t>(rounded < 0x7e ? rounded : 0x7e);
+}
+
+/// Half of an unsigned e4m3, for code tables that hold doubled values (ggml's UE4M3 scales).
+LOWBIT_ALWAYS_INLINE constexpr float e4m3_half_to_float(std::uint8_t e) noexcept { return e4m3_to_float(e) * 0.5f; }
+
 }  // namespace lowbit

@@ -36,6 +36,7 @@ LOWBIT_ALWAYS_INLINE constexpr float number_value(number type, std::uint32_t bit
     case number::f16: return to_float(f16{static_cast<std::uint16_t>(bits)});
     case number::bf16: return to_float(bf16{static_cast<std::uint16_t>(bits)});
     case number::e8m0_half: return e8m0_half_to_float(static_cast<std::uint8_t>(bits));
+    case number::e4m3_half: return e4m3_half_to_float(static_cast<std::uint8_t>(bits));
     case number::none: break;
   }
   return 1.0f;
@@ -53,6 +54,7 @@ LOWBIT_ALWAYS_INLINE constexpr std::uint32_t number_bits(number type, float valu
       while (e < 255 && e8m0_half_to_float(static_cast<std::uint8_t>(e)) < value) ++e;
       return e;
     }
+    case number::e4m3_half: return to_e4m3(2.0f * value);
     case number::none: break;
   }
   return 0;
@@ -81,13 +83,18 @@ LOWBIT_ALWAYS_INLINE constexpr int zero_point_of(const format_spec& s, const std
   return s.zero_point.present() ? static_cast<int>(s.zero_point.raw(block, 0)) : 0;
 }
 
+/// The factor that a sub-scale's stored bits are.
+LOWBIT_ALWAYS_INLINE constexpr float sub_scale_value(const format_spec& s, unsigned raw) noexcept {
+  return s.sub_number != number::none ? number_value(s.sub_number, raw) : static_cast<float>(s.sub_scale.value(raw));
+}
+
 /// What weights of sub-block j share: value = rounded(scale * level) + offset.
 struct affine {
   float scale, offset;
 };
 LOWBIT_ALWAYS_INLINE affine affine_of(const format_spec& s, const std::uint8_t* block, std::size_t j) noexcept {
   affine a{read_scalar(s.scale, block), 0.0f};
-  if (s.sub_scale.present()) a.scale = rounded_product(a.scale, static_cast<float>(s.sub_scale.value(s.sub_scale.raw(block, j))));
+  if (s.sub_scale.present()) a.scale = rounded_product(a.scale, sub_scale_value(s, s.sub_scale.raw(block, j)));
   if (s.minimum.present()) {
     a.offset = read_scalar(s.minimum, block);
     if (s.sub_minimum.present())

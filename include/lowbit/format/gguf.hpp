@@ -86,5 +86,18 @@ struct mxfp4 {
   static constexpr format_spec spec{.name = "mxfp4", .gguf = 39, .block = 32, .bytes = 17,
       .codes = {{plane{4, 0, byte(1), {{16, 2}, {8, 4}}}}}, .scale = {number::e8m0_half, 0}, .values = e2m1_doubled};
 };
+struct nvfp4 {  // a scale for every 16 weights; blocks of 64 only hold them together
+  static constexpr format_spec spec{.name = "nvfp4", .gguf = 40, .block = 64, .sub = 16, .bytes = 36,
+      .codes = {{plane{4, 0, byte(4), {{8, 2, 4}, {8, 4, 64}}}}},
+      .sub_scale = {{plane{8, 0, byte(0), {{4}, {8}}}}}, .sub_number = number::e4m3_half, .values = e2m1_doubled};
+};
+struct q1_0 {
+  static constexpr format_spec spec{.name = "q1_0", .gguf = 41, .block = 128, .bytes = 18,
+      .codes = {{plane{1, 0, byte(2), {{128}, {1}}}}}, .scale = {number::f16, 0}, .values = make_codebook(2, {-1.0f, 1.0f})};
+};
+struct q2_0 {
+  static constexpr format_spec spec{.name = "q2_0", .gguf = 42, .block = 64, .bytes = 18,
+      .codes = {{plane{2, 0, byte(2), {{64}, {2}}}}, 1}, .scale = {number::f16, 0}};
+};
 
 }  // namespace lowbit

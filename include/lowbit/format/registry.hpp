@@ -39,7 +39,8 @@ using all_widths = typename uniform_formats<Group, std::make_integer_sequence<un
 /// Plain floats.
 using float_formats = format_list<f32, float16, bfloat16>;
 /// GGUF's block types.
-using gguf_formats = format_list<q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, tq2_0, mxfp4>;
+using gguf_formats = format_list<q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, tq2_0, mxfp4,
+                                 nvfp4, q1_0, q2_0>;
 /// bitsandbytes' 4-bit types.
 using bitsandbytes_formats = format_list<nf4, fp4>;
 /// s1_g32 … u8_g128.

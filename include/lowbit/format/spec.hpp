@@ -17,11 +17,11 @@ namespace lowbit {
 
 /// How one real number is stored. The `_half` types are worth half their standard's value (ggml's convention for tables of
 /// doubled codes).
-enum class number : std::uint8_t { none, f32, f16, bf16, e8m0_half };
+enum class number : std::uint8_t { none, f32, f16, bf16, e8m0_half, e4m3_half };
 
 /// Bytes that a number takes.
 LOWBIT_ALWAYS_INLINE constexpr unsigned size_of(number type) noexcept {
-  constexpr unsigned sizes[] = {0, 4, 2, 2, 1};
+  constexpr unsigned sizes[] = {0, 4, 2, 2, 1, 1};
   return sizes[static_cast<unsigned>(type)];
 }
 
@@ -159,6 +159,7 @@ struct format_spec {
   scalar_field scale{};
   scalar_field minimum{};
   integer_field sub_scale{};     ///< one for each sub-block
+  number sub_number = number::none;  ///< what the bits of a sub-scale are, where they are not an integer's; then there is no scale
   integer_field sub_minimum{};   ///< one for each sub-block
   integer_field zero_point{};    ///< one
   codebook values{};
@@ -238,7 +239,9 @@ struct checked_spec {
   static_assert(F::spec.sub_blocks() <= max_sub_blocks, "lowbit: a block has at most 64 sub-blocks");
   static_assert(F::spec.is_float() || (F::spec.codes.bits() >= 1 && F::spec.codes.bits() <= 8),
                 "lowbit: codes are 1 to 8 bits wide");
-  static_assert(F::spec.is_float() || F::spec.scale.present(), "lowbit: a block of codes needs a scale");
+  static_assert(F::spec.is_float() || F::spec.scale.present() != (F::spec.sub_number != number::none), "lowbit: a block of codes needs a scale");
+  static_assert(F::spec.sub_scale.bits() == 8 * size_of(F::spec.sub_number) || F::spec.sub_number == number::none,
+                "lowbit: sub-scales are as wide as the numbers that they are");
   static constexpr const format_spec& value = F::spec;
 };
 

@@ -15,7 +15,7 @@ namespace lowbit::kernel {
 template <class Arch>
 inline constexpr std::size_t tile_tokens = simd::includes<Arch, xsimd::avx512f> ? 6 : 4;
 
-/// Where prepared activations lie; sizes by activation_bytes.
+/// Where prepared activations lie, in memory that place_activations divides.
 struct activation_buffers {
   std::int32_t* words = nullptr;  ///< [tile][step][token], four int8 each
   float* floats = nullptr;        ///< [tile][padded column][token] (exact path; in the place of words)
@@ -30,10 +30,45 @@ struct activation_args {
   const panel_layout* layout;
   const float* x;               ///< [tokens, cols]
   std::size_t x_stride;
+  const std::uint32_t* from;    ///< token t is row from[t] of x; null: row t
   std::size_t tokens, cols;
   std::size_t tile_begin, tile_end;
   activation_buffers out;
 };
+
+/// Divides `memory` (64-byte aligned) among the buffers of `tokens` tokens, and says how many bytes they take: a multiple of 64. With
+/// null, only the latter.
+inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, std::size_t cols, std::size_t tile_tokens, bool exact,
+                                     std::uint8_t* memory, activation_buffers* out) noexcept {
+  const std::size_t columns = round_up(tokens, tile_tokens);
+  const std::size_t blocks = p.shape.level == level_kind::plain ? 0 : p.blocks(cols), subs = blocks * p.sub_blocks;
+  std::size_t at = 0;
+  const auto take = [&](std::size_t bytes) {
+    std::uint8_t* const here = memory == nullptr ? nullptr : memory + at;
+    at += round_up(bytes, 64);
+    return here;
+  };
+  activation_buffers b;
+  if (exact) {
+    b.floats = reinterpret_cast<float*>(take(columns * p.padded_cols(cols) * sizeof(float)));
+    b.float_sums = reinterpret_cast<float*>(take(columns * subs * sizeof(float)));
+  } else {
+    b.words = reinterpret_cast<std::int32_t*>(take(columns * p.padded_cols(cols)));
+    b.scales = reinterpret_cast<float*>(take(columns * blocks * sizeof(float)));
+    b.sums = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
+    b.starts = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
+    b.pairs = reinterpret_cast<std::int32_t*>(take(columns * blocks * p.sum_pairs() * sizeof(std::int32_t)));
+  }
+  if (out != nullptr) *out = b;
+  return at;
+}
+
+/// Whether activations prepared for one layout serve the other, with the same kernels and precision.
+LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b) noexcept {
+  if (a.shape.level == level_kind::plain || b.shape.level == level_kind::plain) return a.shape.level == b.shape.level;
+  return a.block == b.block && a.sub_block == b.sub_block && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero &&
+         a.zero == b.zero && (a.shape.level == level_kind::unsigned_code) == (b.shape.level == level_kind::unsigned_code);
+}
 
 /// The columns of a tile: all, or for the last tokens as few as a kernel exists for (1, 4 or all).
 LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::size_t tokens, std::size_t full) noexcept {
@@ -50,6 +85,11 @@ LOWBIT_ALWAYS_INLINE constexpr int shared_zero(const panel_layout& p) noexcept {
 
 /// Blocks of activations whose largest magnitude is not above this count as zero (127 / max must not overflow).
 inline constexpr float smallest_activation = 0x1p-100f;
+
+/// The activations of a token, wherever they are.
+LOWBIT_ALWAYS_INLINE const float* row_of_token(const activation_args& a, std::size_t token) noexcept {
+  return a.x + (a.from != nullptr ? a.from[token] : token) * a.x_stride;
+}
 
 template <class Arch>
 void quantise_activations(const activation_args& a) noexcept {
@@ -68,7 +108,7 @@ void quantise_activations(const activation_args& a) noexcept {
     for (std::size_t t = 0; t < width; ++t) {
       const std::size_t token = tile * full + t;
       const bool present = token < a.tokens;
-      const float* const x = a.x + (present ? token : 0) * a.x_stride;
+      const float* const x = row_of_token(a, present ? token : 0);
       for (std::size_t b = 0; b < blocks; ++b) {
         const std::size_t begin = b * p.block, end = !present ? begin : begin + p.block < a.cols ? begin + p.block : a.cols;
         // A maximum may lose a NaN; x * 0 does not, nor an infinity.
@@ -145,7 +185,7 @@ void copy_activations(const activation_args& a) noexcept {
     for (std::size_t t = 0; t < width; ++t) {
       const std::size_t token = tile * full + t;
       const bool present = token < a.tokens;
-      const float* const x = a.x + (present ? token : 0) * a.x_stride;
+      const float* const x = row_of_token(a, present ? token : 0);
       if (plain) {
         for (std::size_t c = 0; c < a.cols; ++c) floats[c * width + t] = present ? x[c] : 0.0f;
         continue;

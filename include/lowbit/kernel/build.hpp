@@ -79,50 +79,79 @@ LOWBIT_ALWAYS_INLINE void pack_slab(const std::uint8_t* steps, std::uint8_t* sla
   }
 }
 
-/// Copies the fields of one row's block to row `r` of a panel's header.
+/// Copies the fields of one row's blocks to row `r` of panel headers.
+template <class Arch>
 class header_builder {
  public:
   LOWBIT_ALWAYS_INLINE header_builder(const format_spec& s, const panel_layout& p) noexcept
-      : s_(s), p_(p), sub_scale_(s.sub_scale, s.sub_blocks()), sub_minimum_(s.sub_minimum, s.sub_blocks()) {}
+      : s_(s), p_(p), sub_scale_(s.sub_scale, s.sub_blocks()), sub_minimum_(s.sub_minimum, s.sub_blocks()), zero_point_(s.zero_point, 1) {}
 
   LOWBIT_ALWAYS_INLINE void operator()(const std::uint8_t* block, std::size_t r, std::uint8_t* header) const noexcept {
     copy_number(block + s_.scale.at, header, r);
     if (s_.minimum.present()) copy_number(block + s_.minimum.at, header + p_.minimum_at, r);
-    if (p_.stored_zero) header[p_.zero_at + r] = static_cast<std::uint8_t>(zero_point_of(s_, block));
+    if (p_.stored_zero) header[p_.zero_at + r] = static_cast<std::uint8_t>(zero_point_.raw(block));
     if (p_.shape.sub == sub_kind::none) return;
-    for (std::size_t j = 0; j < p_.sub_blocks; ++j) {
-      const auto scale = static_cast<unsigned>(sub_scale_.value(block, j));
-      const auto minimum = static_cast<unsigned>(sub_minimum_.value(block, j));
-      std::uint8_t* const at = header + p_.sub_scale_at + j * panel_rows + r;
-      if (p_.shape.sub == sub_kind::nibbles) *at = static_cast<std::uint8_t>(scale | minimum << 4);
-      else *at = static_cast<std::uint8_t>(scale);
-      if (p_.shape.sub == sub_kind::scales_minima) header[p_.sub_minimum_at + j * panel_rows + r] = static_cast<std::uint8_t>(minimum);
-    }
+    std::uint8_t scales[max_sub_blocks], minima[max_sub_blocks];
+    sub_scale_.template unpack_values<Arch>(block, scales);
+    if (p_.shape.sub != sub_kind::scales) sub_minimum_.template unpack_values<Arch>(block, minima);
+    if (p_.shape.sub == sub_kind::nibbles)
+      for (std::size_t j = 0; j < round_up(p_.sub_blocks, 8); ++j) scales[j] = static_cast<std::uint8_t>(scales[j] | minima[j] << 4);
+    std::uint8_t* const at = header + p_.sub_scale_at + r;
+    for (std::size_t j = 0; j < p_.sub_blocks; ++j) at[j * panel_rows] = scales[j];
+    if (p_.shape.sub == sub_kind::scales_minima)
+      for (std::size_t j = 0; j < p_.sub_blocks; ++j) header[p_.sub_minimum_at + j * panel_rows + r] = minima[j];
+  }
+
+  /// The scales of a block whose sub-blocks are the panel's blocks, `stride` bytes from header to header.
+  LOWBIT_ALWAYS_INLINE void split(const std::uint8_t* block, std::size_t count, std::size_t r, std::uint8_t* header, std::size_t stride) const noexcept {
+    std::uint8_t scales[max_sub_blocks];
+    sub_scale_.template unpack<Arch>(block, scales);
+    for (std::size_t j = 0; j < count; ++j) header[j * stride + r] = scales[j];
   }
 
  private:
   LOWBIT_ALWAYS_INLINE void copy_number(const std::uint8_t* from, std::uint8_t* to, std::size_t r) const noexcept {
     if (s_.scale.type == number::f32) std::memcpy(to + r * 4, from, 4);
-    else if (s_.scale.type == number::e8m0_half) to[r] = *from;
+    else if (size_of(s_.scale.type) == 1) to[r] = *from;
     else std::memcpy(to + r * 2, from, 2);
   }
 
   const format_spec& s_;
   const panel_layout& p_;
-  sub_block_field sub_scale_, sub_minimum_;
+  sub_block_field sub_scale_, sub_minimum_, zero_point_;
 };
 
 }  // namespace detail
 
+/// Plain weights: a transposition.
 template <class Arch>
 void build_plain_panels(const build_args& a) noexcept {
   const std::size_t size = size_of(a.spec->element), panel_bytes = a.layout->panel_bytes(a.cols);
+  const std::size_t at_once = slab_steps * step_weights / size;
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
-    for (std::size_t r = 0; r < panel_rows && panel * panel_rows + r < a.rows; ++r) {
-      const std::uint8_t* const row = a.blocks + (panel * panel_rows + r) * a.row_bytes;
-      for (std::size_t c = 0; c < a.cols; ++c) std::memcpy(out + (c * panel_rows + r) * size, row + c * size, size);
+    const std::uint8_t* const rows = a.blocks + panel * panel_rows * a.row_bytes;
+    const std::size_t count = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
+    std::size_t c = 0;
+    for (; count == panel_rows && c + at_once <= a.cols; c += at_once) {
+      std::uint8_t* const to = out + c * panel_rows * size;
+      if (size == 4) {
+        detail::gather_steps(rows + c * size, a.row_bytes, to);
+      } else {  // words of two columns
+        alignas(64) std::uint32_t pairs[slab_steps][panel_rows];
+        detail::gather_steps(rows + c * size, a.row_bytes, reinterpret_cast<std::uint8_t*>(pairs));
+        for (std::size_t k = 0; k < slab_steps; ++k) {
+          std::uint16_t columns[2][panel_rows];
+          for (std::size_t r = 0; r < panel_rows; ++r) {
+            columns[0][r] = static_cast<std::uint16_t>(pairs[k][r]);
+            columns[1][r] = static_cast<std::uint16_t>(pairs[k][r] >> 16);
+          }
+          std::memcpy(to + k * sizeof columns, columns, sizeof columns);
+        }
+      }
     }
+    for (; c < a.cols; ++c)
+      for (std::size_t r = 0; r < count; ++r) std::memcpy(out + (c * panel_rows + r) * size, rows + r * a.row_bytes + c * size, size);
   }
 }
 
@@ -131,8 +160,8 @@ void build_panels(const build_args& a) noexcept {
   const format_spec& s = *a.spec;
   const panel_layout& p = *a.layout;
   if (p.shape.level == level_kind::plain) return build_plain_panels<Arch>(a);
-  const detail::header_builder build_header(s, p);
-  const std::size_t blocks = p.blocks(a.cols), panel_bytes = p.panel_bytes(a.cols);
+  const detail::header_builder<Arch> build_header(s, p);
+  const std::size_t blocks = p.blocks(a.cols), panel_bytes = p.panel_bytes(a.cols), per = s.block / p.block;
   const std::size_t block_codes = p.block_steps() * step_weights, blocks_at_once = units_at_once(p) * p.blocks_per_unit;
   const std::size_t row_codes = blocks_at_once * block_codes;
   const bool padded = p.sub_steps * step_weights != p.sub_block;
@@ -144,22 +173,29 @@ void build_panels(const build_args& a) noexcept {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
     const std::size_t rows = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
     for (std::size_t first = 0; first < blocks; first += blocks_at_once) {
-      const std::size_t count = blocks - first < blocks_at_once ? blocks - first : blocks_at_once;
+      const std::size_t count = blocks - first < blocks_at_once ? blocks - first : blocks_at_once, stored = ceil_div(count, per);
+      std::uint8_t* const units = out + p.header_at(first);
       if (rows < panel_rows || padded || count < blocks_at_once) std::memset(a.scratch, 0, panel_rows * row_codes);
       for (std::size_t r = 0; r < rows; ++r) {
-        const std::uint8_t* const row = a.blocks + (panel * panel_rows + r) * a.row_bytes + first * s.bytes;
+        const std::uint8_t* const row = a.blocks + (panel * panel_rows + r) * a.row_bytes + first / per * s.bytes;
         std::uint8_t* const codes = a.scratch + r * row_codes;
-        for (std::size_t b = 0; b < count; ++b) build_header(row + b * s.bytes, r, out + p.header_at(first + b));
+        std::uint8_t* unit = units;
+        for (std::size_t b = 0; b < count; unit += p.unit_bytes())
+          for (std::size_t k = 0; k < p.blocks_per_unit && b < count; k += per, b += per) {
+            std::uint8_t* const header = unit + k * p.header_bytes;
+            if (per == 1) build_header(row + b * s.bytes, r, header);
+            else build_header.split(row + b / per * s.bytes, count - b < per ? count - b : per, r, header, p.header_bytes);
+          }
         if (!padded && s.block <= piece) {
-          unpack_codes<Arch>(s, row, count, 0, s.block, codes);
+          unpack_codes<Arch>(s, row, stored, 0, s.block, codes);
         } else {
           std::uint8_t buffer[piece];
-          for (std::size_t b = 0; b < count; ++b)
+          for (std::size_t b = 0; b < stored; ++b)
             for (std::size_t i = 0; i < s.block; i += piece) {
               const std::size_t n = s.block - i < piece ? s.block - i : piece;
               unpack_codes<Arch>(s, row + b * s.bytes, 1, i, n, buffer);
               for (std::size_t k = 0; k < n; ++k)
-                codes[b * block_codes + (i + k) / p.sub_block * (p.sub_steps * step_weights) + (i + k) % p.sub_block] = buffer[k];
+                codes[b * per * block_codes + (i + k) / p.sub_block * (p.sub_steps * step_weights) + (i + k) % p.sub_block] = buffer[k];
             }
         }
         if (flip_bit == 0) continue;

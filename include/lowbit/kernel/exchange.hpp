@@ -1,4 +1,4 @@
-// Codes out of and into the exchange layout, and whole rows to floats, vectorised from a plane's strides.
+// Codes and sub-scales out of and into the exchange layout, vectorised from a plane's strides.
 //
 // Planes come in few patterns: bytes side by side (stride 8: most of GGUF), dense streams (stride = bits: uniform codes, the high bits
 // of q5), nibbles (uniform codes of 4 bits; with the first on top, bitsandbytes). The pattern is read from the spec at run time, once
@@ -29,17 +29,27 @@ LOWBIT_ALWAYS_INLINE B shift_bytes(B v, int right) noexcept {
 /// Where codes go: out of the block, or into one whose code bits are zero.
 enum class direction : std::uint8_t { unpack, pack };
 
-/// Moves 16 codes between a byte each and a plane whose codes lie side by side in bytes, at bit `right` of each (less the place in the
+/// Sixteen or eight bytes that are shifted and masked together.
+LOWBIT_ALWAYS_INLINE bytes16 load_as(bytes16, const std::uint8_t* p) noexcept { return bytes16::load_unaligned(p); }
+LOWBIT_ALWAYS_INLINE std::uint64_t load_as(std::uint64_t v, const std::uint8_t* p) noexcept {
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+LOWBIT_ALWAYS_INLINE void store(bytes16 v, std::uint8_t* p) noexcept { v.store_unaligned(p); }
+LOWBIT_ALWAYS_INLINE void store(std::uint64_t v, std::uint8_t* p) noexcept { std::memcpy(p, &v, sizeof v); }
+LOWBIT_ALWAYS_INLINE std::uint64_t shift_bytes(std::uint64_t v, int right) noexcept { return right >= 0 ? v >> right : v << -right; }
+
+/// Moves codes between a byte each and a plane whose codes lie side by side in bytes, at bit `right` of each (less the place in the
 /// code). The first plane of a field overwrites, the others add their bits.
-template <direction To>
-LOWBIT_ALWAYS_INLINE void move_bytes(std::uint8_t* block, std::uint8_t* codes, int right, bytes16 mask, bool first) noexcept {
+template <direction To, class Bytes>
+LOWBIT_ALWAYS_INLINE void move_bytes(std::uint8_t* block, std::uint8_t* codes, int right, Bytes mask, bool first) noexcept {
   if constexpr (To == direction::unpack) {
-    auto code = shift_bytes(bytes16::load_unaligned(block), right) & mask;
-    if (!first) code |= bytes16::load_unaligned(codes);
-    code.store_unaligned(codes);
+    auto code = shift_bytes(load_as(mask, block), right) & mask;
+    if (!first) code |= load_as(mask, codes);
+    store(code, codes);
   } else {
-    const auto part = shift_bytes(bytes16::load_unaligned(codes) & mask, -right);
-    (bytes16::load_unaligned(block) | part).store_unaligned(block);
+    const auto part = shift_bytes(load_as(mask, codes) & mask, -right);
+    store(load_as(mask, block) | part, block);
   }
 }
 
@@ -70,7 +80,13 @@ LOWBIT_ALWAYS_INLINE void move_nibbles(std::uint8_t* block, std::uint8_t* codes,
     xsimd::zip_lo(first, second).store_unaligned(codes);
     xsimd::zip_hi(first, second).store_unaligned(codes + 16);
   } else {
-    for (std::size_t i = 0; i < 16; ++i) block[i] = static_cast<std::uint8_t>(codes[2 * i + top] | codes[2 * i + 1 - top] << 4);
+    // Pairs of codes as 16-bit words, whose halves come together in their low bytes.
+    using words = xsimd::batch<std::uint16_t, bytes16::arch_type>;
+    const auto pairs = [&](std::size_t i) LOWBIT_INLINE_LAMBDA {
+      const auto w = xsimd::bitwise_cast<std::uint16_t>(bytes16::load_unaligned(codes + i));
+      return top != 0 ? words(w << 4 | w >> 8) : words(w | w >> 4);
+    };
+    simd::store_low_bytes(block, pairs(0), pairs(16), bytes16::arch_type{});
   }
 }
 
@@ -95,7 +111,7 @@ LOWBIT_ALWAYS_INLINE pattern pattern_of(const plane& p, bool is_first) noexcept 
   const auto* extent = &p.digits.extent[0];
   const auto* stride = &p.digits.stride[0];
   const bool dense = stride[0] == static_cast<int>(p.bits) && extent[1] == 0 && p.base % 8 == 0;
-  if (stride[0] == 8 && extent[0] % 16 == 0) return pattern::bytes;
+  if (stride[0] == 8 && extent[0] % 8 == 0) return pattern::bytes;
   if (is_first && p.bits == 4 && p.shift == 0) {
     if (dense && extent[0] % 32 == 0) return pattern::nibbles;
     if (extent[0] == 2 && stride[0] == -4 && stride[1] == 8 && extent[2] == 0 && extent[1] % 16 == 0 && p.base % 8 == 4) return pattern::nibbles;
@@ -114,13 +130,17 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
     switch (pattern_of(p, is_first)) {
       case pattern::bytes: {
         const std::size_t run = p.digits.extent[0];
-        const bytes16 mask(static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift));
-        for (; done + run <= count; done += run) {
-          const std::size_t bit = p.position(first + done);
+        const std::uint8_t mask = static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift);
+        const auto move = [&](std::size_t at, auto bytes) LOWBIT_INLINE_LAMBDA {
+          const std::size_t bit = p.position(first + at);
           const int right = static_cast<int>(bit % 8) - static_cast<int>(p.shift);
           for (std::size_t b = 0; b < blocks; ++b)
-            for (std::size_t i = 0; i < run; i += 16)
-              move_bytes<To>(block + b * s.bytes + bit / 8 + i, codes + b * count + done + i, right, mask, is_first);
+            for (std::size_t i = 0; i < run; i += sizeof bytes)
+              move_bytes<To>(block + b * s.bytes + bit / 8 + i, codes + b * count + at + i, right, bytes, is_first);
+        };
+        for (; done + run <= count; done += run) {
+          if (run % 16 == 0) move(done, bytes16(mask));
+          else move(done, mask * std::uint64_t{0x0101'0101'0101'0101u});
         }
         break;
       }
@@ -160,25 +180,68 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
 /// An integer field with one element for each sub-block, its places worked out once for many blocks.
 class sub_block_field {
  public:
-  LOWBIT_ALWAYS_INLINE sub_block_field(const integer_field& f, std::size_t count) noexcept : field_(f) {
-    for (std::size_t k = 0; k < f.planes.size() && (&f.planes[0])[k].bits != 0; ++k)
-      for (std::size_t j = 0; j < count; ++j) at_[k][j] = static_cast<std::uint32_t>((&f.planes[0])[k].position(j));
-  }
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE int value(const std::uint8_t* block, std::size_t j) const noexcept {
-    unsigned raw = 0;
-    for (std::size_t k = 0; k < 3; ++k) {
-      const plane& p = (&field_.planes[0])[k];
-      if (p.bits == 0) break;
-      const unsigned bit = at_[k][j] % 8u;
-      unsigned v = static_cast<unsigned>(block[at_[k][j] / 8u]) >> bit;
-      if (bit + p.bits > 8) v |= static_cast<unsigned>(block[at_[k][j] / 8u + 1]) << (8 - bit);
-      raw |= (v & ((1u << p.bits) - 1)) << p.shift;
+  LOWBIT_ALWAYS_INLINE sub_block_field(const integer_field& f, std::size_t count) noexcept : field_(f), count_(count) {
+    for (std::size_t k = 0; k < 3 && plane_at(k).bits != 0; ++k) {
+      const plane& p = plane_at(k);
+      for (std::size_t j = 0; j < count; ++j) at_[k][j] = static_cast<std::uint32_t>(p.position(j));
+      const unsigned run = (&p.digits.extent[0])[0];
+      const int stride = (&p.digits.stride[0])[0];
+      pattern_[k] = stride == 8 && run % 4 == 0 && at_[k][0] % 8 + p.bits <= 8                             ? pattern::bytes
+                    : stride == static_cast<int>(p.bits) && run == count && count % 8 == 0 && at_[k][0] % 8 == 0 ? pattern::dense
+                                                                                                              : pattern::other;
     }
-    return field_.value(raw);
+  }
+
+  /// The stored bits of all elements, a byte each: room for a multiple of eight.
+  template <class Arch>
+  LOWBIT_ALWAYS_INLINE void unpack(const std::uint8_t* block, std::uint8_t* raw) const noexcept {
+    std::uint64_t sum[max_sub_blocks / 8] = {};
+    for (std::size_t k = 0; k < 3 && plane_at(k).bits != 0; ++k) {
+      const plane& p = plane_at(k);
+      const std::uint32_t* const at = at_[k];
+      if (pattern_[k] == pattern::bytes) {
+        for (std::size_t j = 0; j < count_; j += 4) {
+          std::uint32_t four;
+          std::memcpy(&four, block + at[j] / 8, 4);
+          four = ((four >> at[j] % 8) & (((1u << p.bits) - 1) * 0x0101'0101u)) << p.shift;
+          sum[j / 8] |= static_cast<std::uint64_t>(four) << (j % 8 * 8);
+        }
+      } else if (pattern_[k] == pattern::dense) {
+        with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
+          for (std::size_t j = 0; j < count_; j += 8) {
+            std::uint64_t packed = 0;
+            std::memcpy(&packed, block + at[j] / 8, bits());
+            sum[j / 8] |= simd::spread_bits<bits()>(packed, Arch{}) << p.shift;
+          }
+        });
+      } else {
+        for (std::size_t j = 0; j < count_; ++j)
+          sum[j / 8] |= static_cast<std::uint64_t>(read_bits(block, at[j], p.bits) << p.shift) << (j % 8 * 8);
+      }
+    }
+    std::memcpy(raw, sum, round_up(count_, 8));
+  }
+  /// The stored bits of the only element.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE unsigned raw(const std::uint8_t* block) const noexcept {
+    unsigned bits = 0;
+    for (std::size_t k = 0; k < 3 && plane_at(k).bits != 0; ++k) bits |= read_bits(block, at_[k][0], plane_at(k).bits) << plane_at(k).shift;
+    return bits;
+  }
+  /// The integers that they mean, as bytes (two's complement where negative).
+  template <class Arch>
+  LOWBIT_ALWAYS_INLINE void unpack_values(const std::uint8_t* block, std::uint8_t* values) const noexcept {
+    unpack<Arch>(block, values);
+    const unsigned sign = field_.is_signed ? 1u << (field_.bits() - 1) : 0u, less = field_.is_signed ? sign : static_cast<unsigned>(field_.zero);
+    if (less != 0 && sign != 128)
+      for (std::size_t j = 0; j < count_; ++j) values[j] = static_cast<std::uint8_t>((values[j] ^ sign) - less);
   }
 
  private:
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE const plane& plane_at(std::size_t k) const noexcept { return (&field_.planes[0])[k]; }
+
   const integer_field& field_;
+  std::size_t count_;
+  pattern pattern_[3];
   std::uint32_t at_[3][max_sub_blocks];
 };
 
@@ -197,83 +260,6 @@ template <class Arch>
 void pack_codes(const format_spec& s, const std::uint8_t* codes, std::size_t blocks, std::size_t first, std::size_t count,
                 std::uint8_t* block) noexcept {
   detail::move_codes<Arch, detail::direction::pack>(s, block, blocks, first, count, const_cast<std::uint8_t*>(codes));
-}
-
-namespace detail {
-
-/// How codes become levels: the difference is made once for a row.
-enum class level_rule : std::uint8_t { table, signed_code, unsigned_code };
-
-template <class Arch, level_rule Rule, bool Offset>
-LOWBIT_ALWAYS_INLINE void dequantise_codes(const format_spec& s, const std::uint8_t* codes, std::size_t count, affine a, int zero,
-                                           float* out) noexcept {
-  constexpr std::size_t n = simd::lanes<Arch>;
-  using floats = simd::batch<float, Arch>;
-  using ints = simd::batch<std::int32_t, Arch>;
-  const int unused = static_cast<int>(32 - s.codes.bits());
-  std::size_t i = 0;
-  for (; i + n <= count; i += n) {
-    const auto code = simd::load_widened<Arch>(codes + i, Arch{});
-    floats level;
-    if constexpr (Rule == level_rule::table) level = simd::lookup16<Arch>(code, &s.values.values[0], Arch{});
-    else if constexpr (Rule == level_rule::signed_code) level = xsimd::to_float(ints((code << unused) >> unused));
-    else level = xsimd::to_float(ints(code - ints(zero)));
-    auto v = simd::rounded_product<Arch>(floats(a.scale), level, Arch{});
-    if constexpr (Offset) v += floats(a.offset);
-    v.store_unaligned(out + i);
-  }
-  for (; i < count; ++i) {
-    const float v = lowbit::rounded_product(a.scale, level_of(s, codes[i], zero - s.codes.zero));
-    out[i] = Offset ? v + a.offset : v;
-  }
-}
-
-template <class Arch, level_rule Rule, bool Offset>
-void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float* out) noexcept {
-  const sub_block_field sub_scale(s.sub_scale, s.sub_blocks()), sub_minimum(s.sub_minimum, s.sub_blocks());
-  const std::size_t sub = s.sub_block(), length = s.block < piece ? s.block : piece, group = piece / length;
-  std::uint8_t codes[piece];
-  for (std::size_t c = 0; c < cols; c += group * s.block, blocks += group * s.bytes) {
-    const std::size_t left = ceil_div(cols - c, s.block), count = left < group ? left : group;
-    for (std::size_t first = 0; first < s.block; first += length) {
-      const std::size_t here = s.block - first < length ? s.block - first : length;
-      unpack_codes<Arch>(s, blocks, count, first, here, codes);
-      for (std::size_t b = 0; b < count; ++b) {
-        const std::uint8_t* const block = blocks + b * s.bytes;
-        const std::size_t begin = c + b * s.block, valid = cols - begin < first + here ? cols - begin : first + here;
-        const int zero = zero_point_of(s, block) + s.codes.zero;
-        const float scale = read_scalar(s.scale, block), minimum = Offset ? read_scalar(s.minimum, block) : 0.0f;
-        for (std::size_t i = first; i < valid;) {
-          const std::size_t j = i / sub, end = (j + 1) * sub < valid ? (j + 1) * sub : valid;
-          affine a{scale, minimum};
-          if (s.sub_scale.present()) a.scale = lowbit::rounded_product(scale, static_cast<float>(sub_scale.value(block, j)));
-          if (Offset && s.sub_minimum.present())
-            a.offset = -lowbit::rounded_product(minimum, static_cast<float>(sub_minimum.value(block, j)));
-          dequantise_codes<Arch, Rule, Offset>(s, codes + b * here + (i - first), end - i, a, zero, out + begin + i);
-          i = end;
-        }
-      }
-    }
-  }
-}
-
-}  // namespace detail
-
-/// The weights [0, cols) of a row of blocks as floats: the codec's values, bit for bit.
-template <class Arch>
-void dequantise_row(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float* out) noexcept {
-  using detail::level_rule;
-  if (s.is_float()) {
-    for (std::size_t c = 0; c < cols; ++c, blocks += s.bytes) out[c] = read_scalar({s.element, 0}, blocks);
-    return;
-  }
-  const auto run = [&](auto rule) LOWBIT_INLINE_LAMBDA {
-    if (s.minimum.present()) detail::dequantise_blocks<Arch, rule(), true>(s, blocks, cols, out);
-    else detail::dequantise_blocks<Arch, rule(), false>(s, blocks, cols, out);
-  };
-  if (s.values.present()) run(std::integral_constant<level_rule, level_rule::table>{});
-  else if (s.codes.is_signed) run(std::integral_constant<level_rule, level_rule::signed_code>{});
-  else run(std::integral_constant<level_rule, level_rule::unsigned_code>{});
 }
 
 }  // namespace lowbit::kernel

@@ -3,13 +3,19 @@
 // A tile is `Vectors` registers of rows by `Tokens` tokens. Integer path, for each block: int32 accumulators begin with what a shared
 // zero-point takes away; per step one unpack for each row vector and one dot4 for each token; then once for the block the stored
 // zero-points, sub-scales, minima and scales. The order of the float additions is that of the blocks, and no product is fused with a
-// sum, so the result has the same bits on every architecture and for every split of the work. Exact path: levels are converted to float and multiplied with unrounded activations.
+// sum, so the result has the same bits on every architecture and for every split of the work. Exact path: levels are converted to float
+// and multiplied with unrounded activations.
 #pragma once
 
 #include <lowbit/kernel/activation.hpp>
 #include <lowbit/kernel/panel_reader.hpp>
 
 namespace lowbit::kernel {
+
+/// What becomes of a tile of results that is not simply stored: values[t * stride + r] is that of row `row` + r for token `token` + t,
+/// r < rows, t < tokens. Each row has room up to a multiple of 16 values, of which those past `rows` mean nothing.
+using finish_function = void (*)(const void* context, float* values, std::size_t stride, std::size_t row, std::size_t rows,
+                                 std::size_t token, std::size_t tokens);
 
 struct multiply_args {
   const panel_layout* layout;
@@ -18,8 +24,10 @@ struct multiply_args {
   std::size_t panel_begin, panel_end;
   activation_buffers x;
   std::size_t tokens;
-  float* y;                                ///< [tokens, rows]
+  float* y;                                ///< [tokens, rows]; not used where there is a `finish`
   std::size_t y_stride;
+  finish_function finish = nullptr;        ///< one call for a tile costs nothing beside it, and lets epilogues be compiled elsewhere
+  const void* context = nullptr;           ///< what finish is called with
 };
 
 namespace detail {
@@ -286,19 +294,26 @@ LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t firs
     tile_int8<Key>(a, tile, {a.x.words + first_token * blocks * p.block_steps(), a.x.scales + first_token * blocks,
                              a.x.sums + first_token * subs, a.x.starts + first_token * subs,
                              a.x.pairs + first_token * blocks * p.sum_pairs()});
-  for (std::size_t v = 0; v < Vectors && first_vector + v < end_vector; ++v) {
-    const std::size_t row = (first_vector + v) * simd::lanes<Arch>;
-    const std::size_t count = row >= a.rows ? 0 : a.rows - row < simd::lanes<Arch> ? a.rows - row : simd::lanes<Arch>;
-    for (std::size_t t = 0; t < Tokens && first_token + t < a.tokens; ++t) {
-      float* const out = a.y + (first_token + t) * a.y_stride + row;
-      if (count == simd::lanes<Arch>) {
-        tile.y[v][t].store_unaligned(out);
-      } else {
-        alignas(64) float rest[simd::lanes<Arch>];
-        tile.y[v][t].store_aligned(rest);
-        std::memcpy(out, rest, count * sizeof(float));
-      }
+  const std::size_t row = first_vector * simd::lanes<Arch>;
+  const std::size_t vectors = end_vector - first_vector < Vectors ? end_vector - first_vector : Vectors;
+  const std::size_t rows = row >= a.rows ? 0 : a.rows - row < vectors * simd::lanes<Arch> ? a.rows - row : vectors * simd::lanes<Arch>;
+  const std::size_t tokens = a.tokens - first_token < Tokens ? a.tokens - first_token : Tokens;
+  if (rows == Vectors * simd::lanes<Arch> && a.finish == nullptr) {
+    for (std::size_t t = 0; t < tokens; ++t) {
+      LOWBIT_UNROLL
+      for (std::size_t v = 0; v < Vectors; ++v)
+        tile.y[v][t].store_unaligned(a.y + (first_token + t) * a.y_stride + row + v * simd::lanes<Arch>);
     }
+  } else if (rows != 0) {
+    constexpr std::size_t stride = round_up(Vectors * simd::lanes<Arch>, panel_rows);
+    alignas(64) float values[Tokens * stride] = {};
+    LOWBIT_UNROLL
+    for (std::size_t t = 0; t < Tokens; ++t) {
+      LOWBIT_UNROLL
+      for (std::size_t v = 0; v < Vectors; ++v) tile.y[v][t].store_aligned(values + t * stride + v * simd::lanes<Arch>);
+    }
+    if (a.finish != nullptr) return a.finish(a.context, values, stride, row, rows, first_token, tokens);
+    for (std::size_t t = 0; t < tokens; ++t) std::memcpy(a.y + (first_token + t) * a.y_stride + row, values + t * stride, rows * sizeof(float));
   }
 }
 

@@ -62,7 +62,7 @@ struct code_shape {
 /// Everything the kernels need to know of a format, derived from its spec.
 struct panel_layout {
   code_shape shape{};
-  std::size_t block = 1;          ///< weights of a block, as in the spec
+  std::size_t block = 1;          ///< weights of a block: the spec's, or its sub-block where that has a scale of its own
   std::size_t sub_block = 1;      ///< weights of a sub-block
   std::size_t sub_blocks = 1;
   std::size_t sub_steps = 1;      ///< steps of a sub-block, padding included
@@ -116,12 +116,14 @@ constexpr panel_layout layout_of(const format_spec& s) noexcept {
     p.shape = {level_kind::plain, 0, s.element, false, sub_kind::none, stepping::slabs};
     return p;
   }
-  p.block = s.block;
+  // A sub-scale that is a number is a scale, and its sub-block a block.
+  const bool split = s.sub_number != number::none;
+  p.block = split ? s.sub : s.block;
   p.sub_block = s.sub_block();
-  p.sub_blocks = s.sub_blocks();
+  p.sub_blocks = split ? 1 : s.sub_blocks();
   p.sub_steps = ceil_div(s.sub_block(), step_weights);
   p.shape.bits = s.codes.bits();
-  p.shape.scale = s.scale.type;
+  p.shape.scale = split ? s.sub_number : s.scale.type;
   p.shape.minimum = s.minimum.present();
   if (s.values.present()) {
     p.shape.level = s.values.fits_int8() ? level_kind::table_int8 : level_kind::table_float;
@@ -140,12 +142,12 @@ constexpr panel_layout layout_of(const format_spec& s) noexcept {
   p.stored_zero = s.zero_point.present();
   const bool small = s.sub_scale.present() && s.sub_minimum.present() && s.sub_scale.lowest() == 0 && s.sub_scale.highest() < 16 &&
                      s.sub_minimum.lowest() == 0 && s.sub_minimum.highest() < 16;
-  p.shape.sub = !s.sub_scale.present() ? sub_kind::none : small ? sub_kind::nibbles
+  p.shape.sub = split || !s.sub_scale.present() ? sub_kind::none : small ? sub_kind::nibbles
                 : s.sub_minimum.present() ? sub_kind::scales_minima : sub_kind::scales;
   p.shape.step = p.sub_steps % slab_steps == 0 ? stepping::slabs
                  : p.sub_steps == slab_steps / 2 && p.sub_blocks % 2 == 0 ? stepping::half_slabs : stepping::steps;
 
-  std::size_t at = panel_rows * size_of(s.scale.type);
+  std::size_t at = panel_rows * size_of(p.shape.scale);
   const auto place = [&](bool present, std::size_t bytes) {
     const std::size_t here = at;
     if (present) at += bytes;
@@ -153,9 +155,10 @@ constexpr panel_layout layout_of(const format_spec& s) noexcept {
   };
   p.minimum_at = place(s.minimum.present(), panel_rows * size_of(s.minimum.type));
   p.zero_at = place(p.stored_zero, panel_rows);
-  p.sub_scale_at = place(s.sub_scale.present(), panel_rows * p.sub_blocks);
+  p.sub_scale_at = place(p.shape.sub != sub_kind::none, panel_rows * p.sub_blocks);
   p.sub_minimum_at = place(p.shape.sub == sub_kind::scales_minima, panel_rows * p.sub_blocks);
   p.header_bytes = at;
+  p.blocks_per_unit = s.block / p.block;
   while (p.blocks_per_unit * p.header_bytes % 64 != 0 || p.blocks_per_unit * p.block_steps() % slab_steps != 0) p.blocks_per_unit *= 2;
   p.slabs_per_unit = p.blocks_per_unit * p.block_steps() / slab_steps;
   return p;
@@ -167,7 +170,7 @@ struct layout_for {
   static constexpr panel_layout value = layout_of(spec_of<F>);
   static_assert(spec_of<F>.is_float() || !spec_of<F>.minimum.present() || spec_of<F>.minimum.type == spec_of<F>.scale.type,
                 "lowbit: a block's minimum is stored as its scale is");
-  static_assert(!spec_of<F>.sub_scale.present() || (spec_of<F>.sub_scale.lowest() >= -128 && spec_of<F>.sub_scale.highest() <= 127),
+  static_assert(!spec_of<F>.sub_scale.present() || spec_of<F>.sub_number != number::none || (spec_of<F>.sub_scale.lowest() >= -128 && spec_of<F>.sub_scale.highest() <= 127),
                 "lowbit: sub-scales fit in a signed byte");
   static_assert(!spec_of<F>.sub_minimum.present() || spec_of<F>.minimum.present(), "lowbit: sub-minima multiply a minimum");
   static_assert(!spec_of<F>.sub_minimum.present() || !spec_of<F>.zero_point.present(), "lowbit: a block has sub-minima or a zero-point, not both");

@@ -2,14 +2,10 @@
 // product does with them is multiply.hpp's.
 #pragma once
 
+#include <lowbit/kernel/numbers.hpp>
 #include <lowbit/kernel/panel.hpp>
-#include <lowbit/simd/primitives.hpp>
 
 namespace lowbit::kernel::detail {
-
-template <class Arch> using ints = simd::batch<std::int32_t, Arch>;
-template <class Arch> using floats = simd::batch<float, Arch>;
-template <class Arch> using bytes = simd::batch<std::uint8_t, Arch>;
 
 /// Line i of a slab, for load_step. `slab` already points at the register's lanes.
 template <class Arch>
@@ -46,24 +42,6 @@ LOWBIT_ALWAYS_INLINE bytes<Arch> load_step(const Line& line, std::size_t s) noex
       else code = part;
     }
     return code;
-  }
-}
-
-/// The 16 rows' numbers of a header field, those of one register.
-template <class Arch, number Type>
-LOWBIT_ALWAYS_INLINE floats<Arch> load_numbers(const std::uint8_t* field, std::size_t row) noexcept {
-  if constexpr (Type == number::f32) {
-    return floats<Arch>::load_unaligned(reinterpret_cast<const float*>(field) + row);
-  } else if constexpr (Type == number::f16) {
-    return simd::load_f16<Arch>(reinterpret_cast<const std::uint16_t*>(field) + row, Arch{});
-  } else if constexpr (Type == number::bf16) {
-    const auto h = simd::load_widened<Arch>(reinterpret_cast<const std::uint16_t*>(field) + row, Arch{});
-    return xsimd::bitwise_cast<float>(ints<Arch>(h << 16));
-  } else {
-    // 2^(e - 128): exponents 0 and 1 are the subnormals 2^21 and 2^22 in bits, and the larger of the two forms is the right one.
-    const auto e = simd::load_widened<Arch>(field + row, Arch{});
-    const ints<Arch> normal = (e - ints<Arch>(1)) << 23, small = (e + ints<Arch>(1)) << 21;
-    return xsimd::bitwise_cast<float>(xsimd::max(normal, small));
   }
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <lowbit/kernel/build.hpp>
+#include <lowbit/kernel/dequantise.hpp>
 #include <lowbit/kernel/multiply.hpp>
 
 namespace lowbit::kernel {
@@ -21,7 +22,7 @@ struct unit {
   std::size_t tile_tokens;
   void (*unpack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::uint8_t*) noexcept;
   void (*pack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::uint8_t*) noexcept;
-  void (*dequantise_row)(const format_spec&, const std::uint8_t*, std::size_t, float*) noexcept;
+  void (*dequantise_row)(const format_spec&, const std::uint8_t*, std::size_t, float*, bool) noexcept;
   void (*build_panels)(const build_args&) noexcept;
   void (*read_panel_row)(const panel_layout&, const std::uint8_t*, std::size_t, std::size_t, float*) noexcept;
   void (*quantise_activations)(const activation_args&) noexcept;

@@ -65,7 +65,10 @@ inline void store_scales(const format_spec& s, const std::vector<real_scale>& su
   };
   *f.minimum = 0;
   *f.zero_point = 0;
-  if (s.sub_scale.present()) {
+  if (s.sub_number != number::none) {
+    *f.scale = 0;
+    for (std::size_t j = 0; j < sub.size(); ++j) f.sub_scale[j] = static_cast<std::uint8_t>(stored_scale(s.sub_number, sub[j].scale));
+  } else if (s.sub_scale.present()) {
     *f.scale = stored_scale(s.scale.type, super(s.sub_scale, [](const real_scale& r) { return r.scale; }));
     const float unit = number_value(s.scale.type, *f.scale);
     for (std::size_t j = 0; j < sub.size(); ++j) f.sub_scale[j] = round_to(s.sub_scale, sub[j].scale, unit);
@@ -139,8 +142,10 @@ struct mse_search {
     one.block = s.sub_block();
     one.sub = 0;
     one.sub_scale = {};
+    one.sub_number = number::none;
     one.sub_minimum = {};
-    if (s.sub_scale.present()) one.scale.type = one.minimum.type = number::f32;
+    if (s.sub_number != number::none) one.scale.type = s.sub_number;
+    else if (s.sub_scale.present()) one.scale.type = one.minimum.type = number::f32;
     if (!s.minimum.present()) one.minimum.type = number::none;
     block_buffer trial(one);
     const float levels = static_cast<float>(s.levels()), narrowest = levels / (levels + 6.0f);

@@ -35,7 +35,7 @@ void quantise_range(const float* x, block_parts<F>& p) noexcept {
     p.codes[i] = static_cast<std::uint8_t>(std::min(static_cast<int>(top), truncated(rounded_product(x[i] - *low, inverse) + 0.5f)));
 }
 
-/// q8_0 and tq2_0: the largest magnitude on the highest code, halves away from zero.
+/// q8_0, tq2_0 and q2_0: the largest magnitude on the highest code, halves away from zero.
 template <class F>
 void quantise_absmax(const float* x, block_parts<F>& p) noexcept {
   constexpr const format_spec& s = spec_of<F>;
@@ -46,25 +46,48 @@ void quantise_absmax(const float* x, block_parts<F>& p) noexcept {
     p.codes[i] = static_cast<std::uint8_t>(s.codes.stored(truncated(std::round(rounded_product(x[i], inverse)))));
 }
 
-/// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding), codes by a scan for the least error.
-template <class F>
-void quantise_e2m1(const float* x, block_parts<F>& p) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
+/// The code of the least error, the first of equals.
+inline std::uint8_t nearest_by_scan(const codebook& values, float d, float x) noexcept {
+  unsigned best = 0;
+  float least = std::fabs(rounded_product(values.values[0], d) - x);
+  for (unsigned c = 1; c < values.size; ++c) {
+    const float e = std::fabs(rounded_product(values.values[c], d) - x);
+    if (e < least) {
+      least = e;
+      best = c;
+    }
+  }
+  return static_cast<std::uint8_t>(best);
+}
+
+/// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding), codes by a scan.
+inline void quantise_mxfp4(const float* x, block_parts<mxfp4>& p) noexcept {
+  constexpr const format_spec& s = spec_of<mxfp4>;
   const float most = std::fabs(largest(x, s.block));
   p.scale = most > 0 ? static_cast<std::uint8_t>(static_cast<int>(std::floor(std::log2(most))) - 2 + 127) : 0u;
   const float d = e8m0_half_to_float(static_cast<std::uint8_t>(p.scale));
-  for (std::size_t i = 0; i < s.block; ++i) {
-    unsigned best = 0;
-    float least = std::fabs(rounded_product(s.values.values[0], d) - x[i]);
-    for (unsigned c = 1; c < s.values.size; ++c) {
-      const float e = std::fabs(rounded_product(s.values.values[c], d) - x[i]);
-      if (e < least) {
-        least = e;
-        best = c;
-      }
-    }
-    p.codes[i] = static_cast<std::uint8_t>(best);
+  for (std::size_t i = 0; i < s.block; ++i) p.codes[i] = nearest_by_scan(s.values, d, x[i]);
+}
+
+/// nvfp4: the largest magnitude of 16 on the value 6, codes by a scan.
+inline void quantise_nvfp4(const float* x, block_parts<nvfp4>& p) noexcept {
+  constexpr const format_spec& s = spec_of<nvfp4>;
+  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+    p.sub_scale[j] = to_e4m3(std::fabs(largest(x + j * s.sub, s.sub)) / 6.0f);
+    const float d = e4m3_half_to_float(p.sub_scale[j]);
+    for (std::size_t i = j * s.sub; i < (j + 1) * s.sub; ++i) p.codes[i] = nearest_by_scan(s.values, d, x[i]);
   }
+}
+
+/// q1_0: signs, and the mean magnitude.
+inline void quantise_q1_0(const float* x, block_parts<q1_0>& p) noexcept {
+  constexpr const format_spec& s = spec_of<q1_0>;
+  float sum = 0;
+  for (std::size_t i = 0; i < s.block; ++i) {
+    sum += std::fabs(x[i]);
+    p.codes[i] = x[i] >= 0;
+  }
+  p.scale = number_bits(number::f16, sum / static_cast<float>(s.block));
 }
 
 /// Codes again, for the scales as they are stored; sub-blocks whose scale came out as zero keep the search's codes.
@@ -166,7 +189,10 @@ inline void quantise(const float* x, block_parts<q4_1>& p) noexcept { quantise_r
 inline void quantise(const float* x, block_parts<q5_1>& p) noexcept { quantise_range(x, p); }
 inline void quantise(const float* x, block_parts<q8_0>& p) noexcept { quantise_absmax(x, p); }
 inline void quantise(const float* x, block_parts<tq2_0>& p) noexcept { quantise_absmax(x, p); }
-inline void quantise(const float* x, block_parts<mxfp4>& p) noexcept { quantise_e2m1(x, p); }
+inline void quantise(const float* x, block_parts<mxfp4>& p) noexcept { quantise_mxfp4(x, p); }
+inline void quantise(const float* x, block_parts<nvfp4>& p) noexcept { quantise_nvfp4(x, p); }
+inline void quantise(const float* x, block_parts<q1_0>& p) noexcept { quantise_q1_0(x, p); }
+inline void quantise(const float* x, block_parts<q2_0>& p) noexcept { quantise_absmax(x, p); }
 inline void quantise(const float* x, block_parts<iq4_nl>& p) noexcept { quantise_table(x, p); }
 inline void quantise(const float* x, block_parts<iq4_xs>& p) noexcept { quantise_table(x, p); }
 inline void quantise(const float* x, block_parts<q2_k>& p) noexcept { quantise_k_minimum(x, p, {-0.5f, 0.1f, 15, true}); }

@@ -42,7 +42,7 @@ class grid {
     const float scale = number_value(s.scale.type, *f.scale), minimum = number_value(s.minimum.type, *f.minimum);
     for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
       affine a{scale, s.minimum.present() ? minimum : 0.0f};
-      if (s.sub_scale.present()) a.scale = rounded_product(scale, static_cast<float>(s.sub_scale.value(f.sub_scale[j])));
+      if (s.sub_scale.present()) a.scale = rounded_product(scale, sub_scale_value(s, f.sub_scale[j]));
       if (s.sub_minimum.present()) a.offset = -rounded_product(minimum, static_cast<float>(s.sub_minimum.value(f.sub_minimum[j])));
       sub_.push_back({a, a.scale != 0.0f && std::isfinite(1.0f / a.scale) ? 1.0f / a.scale : 0.0f});
     }

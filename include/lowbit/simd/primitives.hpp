@@ -127,6 +127,26 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   for (std::size_t i = 0; i < lanes<Arch>; ++i) p[i] = static_cast<std::int8_t>(s.lane[i]);
 }
 
+/// The low bytes of 16-bit lanes, those of `a` and then those of `b`.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, batch<std::uint16_t, Arch> a, batch<std::uint16_t, Arch> b,
+                                          requires_arch<xsimd::generic>) noexcept {
+  constexpr std::size_t n = batch<std::uint16_t, Arch>::size;
+  const auto first = portable::spill<Arch>(a), second = portable::spill<Arch>(b);
+  for (std::size_t i = 0; i < n; ++i) {
+    p[i] = static_cast<std::uint8_t>(first.lane[i]);
+    p[n + i] = static_cast<std::uint8_t>(second.lane[i]);
+  }
+}
+
+/// Stores past the caches; p is as aligned as a register is large.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, requires_arch<xsimd::generic>) noexcept {
+  v.store_aligned(p);
+}
+/// What was streamed is there for other threads before what this thread stores next.
+LOWBIT_ALWAYS_INLINE void fence_streamed(requires_arch<xsimd::generic>) noexcept {}
+
 // ---- bit streams ----------------------------------------------------------------------------------------------------------------
 
 /// The low `Bits` bits of each byte of a word.

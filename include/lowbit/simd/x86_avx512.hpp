@@ -75,6 +75,11 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
 }
 
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
+  _mm512_stream_ps(p, v);
+}
+
 #if XSIMD_WITH_AVX512VNNI_AVX512BW
 template <class Base>
 inline constexpr bool exact_u8s8<xsimd::avx512vnni<Base>> = true;

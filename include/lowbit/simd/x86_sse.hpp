@@ -42,6 +42,19 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
   return _mm_add_epi32(acc, _mm_madd_epi16(a, b));
 }
 
+template <class Arch>
+  requires(batch<std::uint16_t, Arch>::size == 8)
+LOWBIT_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, batch<std::uint16_t, Arch> a, batch<std::uint16_t, Arch> b,
+                                          requires_arch<xsimd::sse2>) noexcept {
+  const __m128i low = _mm_set1_epi16(255);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm_and_si128(a, low), _mm_and_si128(b, low)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, requires_arch<xsimd::sse2>) noexcept {
+  _mm_stream_ps(p, v);
+}
+LOWBIT_ALWAYS_INLINE void fence_streamed(requires_arch<xsimd::sse2>) noexcept { _mm_sfence(); }
+
 #if XSIMD_WITH_SSSE3
 // pmaddubsw sums two products with saturation at 32,767; 2 * 127 * 127 = 32,258 stays below.
 template <class Arch>

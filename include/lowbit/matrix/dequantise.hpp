@@ -1,0 +1,23 @@
+// A whole matrix back to floats, by the kernels of a unit.
+#pragma once
+
+#include <lowbit/core/executor.hpp>
+#include <lowbit/kernel/dispatch.hpp>
+#include <lowbit/matrix/packed_matrix.hpp>
+
+namespace lowbit {
+
+/// out[rows, cols] = the weights, the codec's values bit for bit. A large, 64-byte aligned output is written past the caches.
+/// Expects out of the weights' shape.
+template <executor E>
+void dequantise(packed_view w, matrix_view<float> out, E& executor, const kernel::unit& unit = kernel::best_unit()) {
+  LOWBIT_EXPECTS(out.rows == w.rows && out.cols == w.cols);
+  constexpr std::size_t larger_than_caches = std::size_t{16} << 20;
+  const bool streamed = w.rows * w.cols * sizeof(float) >= larger_than_caches && reinterpret_cast<std::uintptr_t>(out.data) % 64 == 0 &&
+                        out.stride % 16 == 0;
+  for_parts(executor, w.rows, 4, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r) unit.dequantise_row(*w.spec, w.row(r), w.cols, out.row(r), streamed);
+  });
+}
+
+}  // namespace lowbit
