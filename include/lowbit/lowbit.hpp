@@ -13,6 +13,8 @@
 #include <lowbit/format/codec.hpp>
 #include <lowbit/format/registry.hpp>
 #include <lowbit/glue/eigen.hpp>
+#include <lowbit/matrix/dequantise.hpp>
+#include <lowbit/matrix/epilogue.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/matrix/panel_matrix.hpp>
 #include <lowbit/matrix/product.hpp>

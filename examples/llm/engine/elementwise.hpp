@@ -1,6 +1,6 @@
-// The parts of a Llama that are not matrix products: RMSNorm, RoPE, SwiGLU, softmax. All on one row of floats.
+// The parts of a Llama that are not matrix products: RMSNorm, RoPE, softmax. All on one row of floats.
 //
-// Sources: Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Shazeer 2020 (SwiGLU). Sums of squares are in double.
+// Sources: Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE). Sums of squares are in double.
 #pragma once
 
 #include "config.hpp"
@@ -15,12 +15,6 @@ inline void rms_norm(const float* x, const float* weight, std::size_t n, float e
   const double mean = array_of(x, n).cast<double>().square().sum() / static_cast<double>(n);
   const auto scale = static_cast<float>(1.0 / std::sqrt(mean + static_cast<double>(epsilon)));
   array_of(out, n) = array_of(x, n) * scale * array_of(weight, n);
-}
-
-/// gate = silu(gate) * up, over n floats; silu(x) = x / (1 + exp(-x)).
-inline void swiglu(float* gate, const float* up, std::size_t n) {
-  auto g = array_of(gate, n);
-  g = g / (1.0f + (-g).exp()) * array_of(up, n);
 }
 
 /// x = exp(x - max) / sum, over n > 0 floats.

@@ -49,7 +49,9 @@ class session {
   [[nodiscard]] std::size_t capacity() const noexcept { return cache_.capacity(); }
 
  private:
-  void multiply(const matrix& x, const lowbit::panel_matrix& w, matrix& y);
+  void multiply(std::initializer_list<lowbit::product> batch);
+  /// x_ += x Wᵀ, the end of a residual branch.
+  void add_product(const matrix& x, const lowbit::panel_matrix& w);
   void self_attention(const layer_weights& w, std::size_t layer);
   void mlp(const layer_weights& w);
   void normalise(const matrix& x, const std::vector<float>& weight, matrix& out);
@@ -59,7 +61,7 @@ class session {
   thread_pool& threads_;
   lowbit::precision precision_;
   lowbit::workspace workspace_;
-  matrix x_, normed_, query_, key_, value_, mixed_, gate_, up_, delta_, angles_, last_, logits_;
+  matrix x_, normed_, query_, key_, value_, mixed_, angles_, last_, logits_;
 };
 
 }  // namespace llm

@@ -1,6 +1,11 @@
-// y = x Wᵀ: the one call that engines make.
+// y = x Wᵀ, one or many at a time: the calls that engines make.
+//
+// Activations are prepared (quantised, laid out) once and shared by neighbours of a batch that take the same ones: query, key and value,
+// or gate and up. The work is dealt out by shapes alone, so results have the same bits for every executor, and on the int8 path for every
+// machine.
 #pragma once
 
+#include <lowbit/matrix/epilogue.hpp>
 #include <lowbit/matrix/panel_matrix.hpp>
 
 namespace lowbit {
@@ -11,7 +16,62 @@ enum class precision : std::uint8_t {
   exact   ///< as floats
 };
 
-/// Memory that products reuse. One for each thread that calls multiply; grows to the largest product seen.
+/// Which rows a product takes or writes: all of them, in order, or those of a list, which may be empty (an expert without tokens).
+class token_list {
+ public:
+  token_list() = default;
+  token_list(std::span<const std::uint32_t> rows) : rows_(rows), all_(false) {}  // a list of rows is a token_list
+  [[nodiscard]] bool all() const noexcept { return all_; }
+  [[nodiscard]] std::size_t size() const noexcept { return rows_.size(); }
+  /// Null where it is all rows.
+  [[nodiscard]] const std::uint32_t* data() const noexcept { return all_ ? nullptr : rows_.data(); }
+  [[nodiscard]] std::size_t operator[](std::size_t i) const noexcept { return all_ ? i : rows_[i]; }
+
+ private:
+  std::span<const std::uint32_t> rows_;
+  bool all_ = true;
+};
+
+/// One product of a batch: y[to[i], :] = epilogue(x[from[i], :] Wᵀ), or with a gate epilogue(activation(x Gᵀ) * (x Wᵀ)).
+/// Expects x.cols == w->cols(), y.cols == w->rows(), a gate of w's shape, and no row of any y written twice or read by another product.
+struct product {
+  matrix_view<const float> x;
+  const panel_matrix* w = nullptr;
+  matrix_view<float> y;
+  const panel_matrix* gate = nullptr;
+  token_list from{}, to{};  ///< the tokens' rows of x and of y
+
+  [[nodiscard]] std::size_t tokens() const noexcept { return !from.all() ? from.size() : !to.all() ? to.size() : x.rows; }
+};
+
+namespace detail {
+
+/// Activations for one matrix, and the kernels that take them.
+struct operand {
+  const panel_matrix* w;
+  matrix_view<const float> x;
+  const std::uint32_t* from;
+  std::size_t tokens;
+  bool exact;
+  kernel::activation_buffers buffers;
+
+  [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(tokens, w->unit().tile_tokens); }
+  std::size_t place(std::uint8_t* memory) noexcept {
+    return kernel::place_activations(w->layout(), tokens, x.cols, w->unit().tile_tokens, exact, memory, memory == nullptr ? nullptr : &buffers);
+  }
+  [[nodiscard]] bool serves(const operand& o) const noexcept {
+    return x.data == o.x.data && x.stride == o.x.stride && from == o.from && tokens == o.tokens && exact == o.exact && &w->unit() == &o.w->unit() &&
+           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout());
+  }
+  void prepare(std::size_t begin, std::size_t end) const noexcept {
+    const kernel::activation_args a{&w->layout(), x.data, x.stride, from, tokens, x.cols, begin, end, buffers};
+    exact ? w->unit().copy_activations(a) : w->unit().quantise_activations(a);
+  }
+};
+
+}  // namespace detail
+
+/// Memory that products reuse. One for each thread that calls multiply; grows to the largest call seen.
 class workspace {
  public:
   /// Room for prepared activations. What was there is lost.
@@ -24,46 +84,140 @@ class workspace {
     return buffer_.data();
   }
 
+  /// What a call prepares, and which of it each matrix takes. For multiply.
+  std::vector<detail::operand> operands;
+  std::vector<std::size_t> taken;
+
  private:
   aligned_buffer buffer_;
 };
 
-/// y[tokens, out] = x[tokens, in] Wᵀ. The result has the same bits for every executor, and on the int8 path for every machine.
-/// Expects x.cols == w.cols(), y.cols == w.rows(), equal rows, and y apart from x.
-template <executor E>
-void multiply(matrix_view<const float> x, const panel_matrix& w, matrix_view<float> y, workspace& space, E& executor,
-              precision how = precision::int8) {
-  LOWBIT_EXPECTS(x.cols == w.cols() && y.cols == w.rows() && x.rows == y.rows);
-  if (y.empty()) return;
-  const kernel::panel_layout& p = w.layout();
-  const kernel::unit& unit = w.unit();
-  const bool exact = how == precision::exact || w.products().int8 == nullptr;
-  const bool plain = p.shape.level == kernel::level_kind::plain;
-  const std::size_t tiles = ceil_div(x.rows, unit.tile_tokens), columns = tiles * unit.tile_tokens;
-  const std::size_t blocks = plain ? 0 : p.blocks(x.cols), subs = blocks * p.sub_blocks;
-  const std::size_t padded = p.padded_cols(x.cols);
+namespace detail {
 
-  const std::size_t value_bytes = round_up(columns * padded * (exact ? sizeof(float) : 1), 64);
-  const std::size_t scale_bytes = round_up(columns * blocks * sizeof(float), 64);
-  const std::size_t sum_bytes = columns * subs * sizeof(float), pair_bytes = columns * blocks * p.sum_pairs() * sizeof(std::int32_t);
-  std::uint8_t* const memory = space.reserve(value_bytes + scale_bytes + (exact ? sum_bytes : 2 * sum_bytes + pair_bytes));
-  kernel::activation_buffers buffers;
-  buffers.words = reinterpret_cast<std::int32_t*>(memory);
-  buffers.floats = reinterpret_cast<float*>(memory);
-  buffers.scales = reinterpret_cast<float*>(memory + value_bytes);
-  buffers.sums = reinterpret_cast<std::int32_t*>(memory + value_bytes + scale_bytes);
-  buffers.float_sums = reinterpret_cast<float*>(memory + value_bytes + scale_bytes);
-  buffers.starts = reinterpret_cast<std::int32_t*>(memory + value_bytes + scale_bytes + sum_bytes);
-  buffers.pairs = reinterpret_cast<std::int32_t*>(memory + value_bytes + scale_bytes + 2 * sum_bytes);
+/// Where the tiles of one matrix go.
+template <class Epilogue, class Activation>
+struct destination {
+  const product* p;
+  const Epilogue* epilogue;
+  const Activation* activation;
 
+  /// A tile of p->gate, or of p->w: called back by kernels.
+  template <bool Gate>
+  static void finish(const void* context, float* values, std::size_t stride, std::size_t row, std::size_t rows, std::size_t token,
+                     std::size_t tokens) {
+    const auto& d = *static_cast<const destination*>(context);
+    for (std::size_t t = 0; t < tokens; ++t, values += stride) {
+      const std::size_t at = d.p->to[token + t];
+      float* const out = d.p->y.row(at) + row;
+      if constexpr (Gate) {
+        (*d.activation)(values, rows, at, row);
+      } else {
+        if (d.p->gate != nullptr)
+          for (std::size_t i = 0; i < rows; ++i) values[i] *= out[i];
+        (*d.epilogue)(values, rows, at, row);
+      }
+      std::memcpy(out, values, rows * sizeof(float));
+    }
+  }
+
+  template <bool Gate>
+  void run(const panel_matrix& w, const operand& x, std::size_t begin, std::size_t end) const noexcept {
+    const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all();
+    const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.tokens, p->y.data, p->y.stride,
+                                  plain ? nullptr : &destination::finish<Gate>, this};
+    x.exact ? w.products().exact(a) : w.products().int8(a);
+  }
+};
+
+}  // namespace detail
+
+/// All products of a batch, in two parallel regions: activations, then matrices, dealt out by how much work they are.
+template <executor E, epilogue Epilogue = keep, epilogue Activation = silu>
+void multiply(std::span<const product> batch, workspace& space, E& executor, precision how = precision::int8,
+              const Epilogue& epilogue = {}, const Activation& activation = {}) {
+  constexpr std::size_t pair = 2;  // panels that kernels take at once
+  const auto works = [](const product& p) { return p.tokens() != 0 && p.w->rows() != 0; };
+  const auto pairs_of = [](const product& p) { return ceil_div(kernel::panel_count(p.w->rows()), pair); };
+  const auto cost_of = [](const product& p) { return (p.tokens() + 8) * (p.w->cols() + 1) * (p.gate != nullptr ? 2 : 1); };
+
+  auto& operands = space.operands;
+  auto& taken = space.taken;
+  operands.clear();
+  taken.clear();
+  std::size_t total_cost = 0, total_pairs = 0;
+  for (const product& p : batch) {
+    LOWBIT_EXPECTS(p.w != nullptr && p.x.cols == p.w->cols() && p.y.cols == p.w->rows());
+    LOWBIT_EXPECTS(p.gate == nullptr || (p.gate->rows() == p.w->rows() && p.gate->cols() == p.w->cols()));
+    LOWBIT_EXPECTS((p.to.all() ? p.y.rows : p.to.size()) == p.tokens() && (!p.from.all() || p.x.rows == p.tokens()));
+    if (!works(p)) continue;
+    for (const panel_matrix* w : {p.w, p.gate}) {
+      if (w == nullptr) continue;
+      const bool exact = how == precision::exact || w->products().int8 == nullptr;
+      const detail::operand o{w, p.x, p.from.data(), p.tokens(), exact, {}};
+      if (operands.empty() || !operands.back().serves(o)) operands.push_back(o);
+      taken.push_back(operands.size() - 1);
+    }
+    total_cost += cost_of(p) * pairs_of(p);
+    total_pairs += pairs_of(p);
+  }
+  if (total_pairs == 0) return;
+
+  std::size_t bytes = 0, tiles = 0;
+  for (detail::operand& o : operands) bytes += o.place(nullptr);
+  std::uint8_t* memory = space.reserve(bytes);
+  for (detail::operand& o : operands) {
+    memory += o.place(memory);
+    tiles += o.tiles();
+  }
   for_parts(executor, tiles, 4, [&](std::size_t begin, std::size_t end) {
-    const kernel::activation_args a{&p, x.data, x.stride, x.rows, x.cols, begin, end, buffers};
-    exact ? unit.copy_activations(a) : unit.quantise_activations(a);
+    for (const detail::operand& o : operands) {
+      const std::size_t count = o.tiles();
+      if (begin < count && end != 0) o.prepare(begin, end < count ? end : count);
+      begin = begin < count ? 0 : begin - count;
+      end = end < count ? 0 : end - count;
+    }
   });
-  for_parts(executor, kernel::panel_count(w.rows()), 2, [&](std::size_t begin, std::size_t end) {
-    const kernel::multiply_args a{&p, w.data(), w.rows(), w.cols(), begin, end, buffers, x.rows, y.data, y.stride};
-    exact ? w.products().exact(a) : w.products().int8(a);
-  });
+
+  const std::size_t width = executor.concurrency(), tasks = total_pairs < width ? total_pairs : width == 0 ? 1 : width;
+  const auto task = [&](std::size_t index) {
+    // A pair belongs to the task in whose share of the cost it begins.
+    const std::size_t first = index * total_cost, last = first + total_cost;
+    std::size_t before = 0, matrix = 0;
+    for (const product& p : batch) {
+      if (!works(p)) continue;
+      const std::size_t each = cost_of(p) * tasks, pairs = pairs_of(p), panels = kernel::panel_count(p.w->rows());
+      const auto pair_at = [&](std::size_t cost) {
+        const std::size_t n = cost <= before ? 0 : ceil_div(cost - before, each);
+        return n < pairs ? n : pairs;
+      };
+      const detail::destination<Epilogue, Activation> out{&p, &epilogue, &activation};
+      const detail::operand& x = operands[taken[matrix]];
+      const std::size_t begin = pair_at(first), end = pair_at(last);
+      if (p.gate == nullptr) {
+        if (begin < end) out.template run<false>(*p.w, x, begin * pair, end * pair < panels ? end * pair : panels);
+        matrix += 1;
+      } else {
+        const detail::operand& gate_x = operands[taken[matrix + 1]];
+        for (std::size_t i = begin; i < end; ++i) {  // y holds the gate's values until those of w come, soon
+          const std::size_t stop = (i + 1) * pair < panels ? (i + 1) * pair : panels;
+          out.template run<true>(*p.gate, gate_x, i * pair, stop);
+          out.template run<false>(*p.w, x, i * pair, stop);
+        }
+        matrix += 2;
+      }
+      before += each * pairs;
+    }
+  };
+  if (tasks == 1) task(0);
+  else executor.run(tasks, task);
+}
+
+/// y[tokens, out] = epilogue(x[tokens, in] Wᵀ). Expects x.cols == w.cols(), y.cols == w.rows(), equal rows, and y apart from x.
+template <executor E, epilogue Epilogue = keep>
+void multiply(matrix_view<const float> x, const panel_matrix& w, matrix_view<float> y, workspace& space, E& executor,
+              precision how = precision::int8, const Epilogue& epilogue = {}) {
+  const product one{x, &w, y};
+  multiply(std::span(&one, 1), space, executor, how, epilogue);
 }
 
 /// The same with everything on the calling thread.
