@@ -81,7 +81,7 @@ TEST_CASE("a code is the nearest of its grid, by trying them all") {
     if (s->is_float()) continue;
     CAPTURE(std::string(s->name));
     block_buffer buffer(*s);
-    minmax::fit(*s, w.data(), s->block, nullptr, buffer.fields());
+    minmax::fit(*s, w.data(), s->block, {}, buffer.fields());
     const grid g(*s, buffer.fields());
     for (int t = 0; t < 200; ++t) {
       const std::size_t i = random() % s->block;

@@ -1,16 +1,29 @@
 // Fits: choosing a block's scales. absmax and minmax take the range of the weights; mse_search shrinks it to the least squared error.
 //
-// A fit is a type with `static bool fit(const format_spec&, const float* x, std::size_t n, const float* importance, block_fields)`:
-// n <= spec.block weights (fewer in a ragged last block), optional weights of the squared error, and fields to fill. It returns
-// whether it has chosen the codes too, as reference quantisers do; the fits here leave them to the rounding. Two-level formats are
-// fitted sub-block by sub-block, then the sub-scales are rounded to the super-block's scale, as the k-quants' reference does.
+// A fit is a type with `needs`, the statistics it uses, and `static bool fit(const format_spec&, const float* x, std::size_t n, const
+// input_statistics&, block_fields)`: n <= spec.block weights (fewer in a ragged last block), what is known of their inputs, and fields to
+// fill. It returns whether it has chosen the codes too, as reference quantisers do; the fits here leave them to the rounding. Two-level
+// formats are fitted sub-block by sub-block, then the sub-scales are rounded to the super-block's scale, as the k-quants' reference does.
 #pragma once
 
+#include <lowbit/calibration/statistics.hpp>
 #include <lowbit/quantise/grid.hpp>
 
 #include <algorithm>
 
 namespace lowbit {
+
+/// What is known of the inputs that some neighbouring weights of a row multiply. Any of it may be absent (null).
+struct input_statistics {
+  const float* importance = nullptr;  ///< mean x² of each channel: weights of the squared error
+  const float* hessian = nullptr;     ///< the channels' diagonal block of H = (2 / tokens) Σ x xᵀ, symmetric
+  std::size_t hessian_stride = 0;     ///< floats from one row of it to the next
+
+  /// The same from the channel `c` places further on.
+  [[nodiscard]] input_statistics from(std::size_t c) const noexcept {
+    return {importance != nullptr ? importance + c : nullptr, hessian != nullptr ? hessian + c * (hessian_stride + 1) : nullptr, hessian_stride};
+  }
+};
 
 /// A range of weights that a sub-block's codes are spread over.
 struct weight_range {
@@ -88,14 +101,14 @@ inline void store_scales(const format_spec& s, const std::vector<real_scale>& su
   }
 }
 
-/// Fits every sub-block with `choose(x, n, importance) -> weight_range` and stores the result.
+/// Fits every sub-block with `choose(x, n, about) -> weight_range` and stores the result.
 template <class Choose>
-void fit_sub_blocks(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f, Choose&& choose) {
+void fit_sub_blocks(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f, Choose&& choose) {
   std::vector<real_scale> sub(s.sub_blocks());
   for (std::size_t j = 0; j < sub.size(); ++j) {
     const std::size_t begin = j * s.sub_block(), end = std::min<std::size_t>(begin + s.sub_block(), n);
     if (begin >= end) break;  // a ragged block's tail keeps scale 0
-    sub[j] = scale_for(s, choose(x + begin, end - begin, importance != nullptr ? importance + begin : nullptr));
+    sub[j] = scale_for(s, choose(x + begin, end - begin, about.from(begin)));
   }
   store_scales(s, sub, f);
 }
@@ -109,16 +122,18 @@ inline weight_range range_of(const float* x, std::size_t n) noexcept {
 
 /// The whole range of the weights; for symmetric formats the same as absmax.
 struct minmax {
-  static bool fit(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f) {
-    detail::fit_sub_blocks(s, x, n, importance, f, [](const float* v, std::size_t count, const float*) { return detail::range_of(v, count); });
+  using needs = needs_statistics<>;
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
+    detail::fit_sub_blocks(s, x, n, about, f, [](const float* v, std::size_t count, const input_statistics&) { return detail::range_of(v, count); });
     return false;
   }
 };
 
 /// The range -max|x| … max|x|, whatever the weights' own asymmetry.
 struct absmax {
-  static bool fit(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f) {
-    detail::fit_sub_blocks(s, x, n, importance, f, [&](const float* v, std::size_t count, const float*) {
+  using needs = needs_statistics<>;
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
+    detail::fit_sub_blocks(s, x, n, about, f, [&](const float* v, std::size_t count, const input_statistics&) {
       weight_range r = detail::range_of(v, count);
       if (detail::has_offset(s)) {
         r.high = std::max(-r.low, r.high);
@@ -136,7 +151,8 @@ struct absmax {
 template <unsigned Steps = 20>
 struct mse_search {
   static_assert(Steps >= 1);
-  static bool fit(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f) {
+  using needs = needs_statistics<>;
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
     // A sub-block on its own is a block of a one-level format; its error is measured with scales as yet unrounded.
     format_spec one = s;
     one.block = s.sub_block();
@@ -149,7 +165,7 @@ struct mse_search {
     if (!s.minimum.present()) one.minimum.type = number::none;
     block_buffer trial(one);
     const float levels = static_cast<float>(s.levels()), narrowest = levels / (levels + 6.0f);
-    detail::fit_sub_blocks(s, x, n, importance, f, [&](const float* v, std::size_t count, const float* weights) {
+    detail::fit_sub_blocks(s, x, n, about, f, [&](const float* v, std::size_t count, const input_statistics& inputs) {
       const weight_range whole = detail::range_of(v, count);
       weight_range best = whole;
       double least = -1;
@@ -163,7 +179,7 @@ struct mse_search {
         double error = 0;
         for (std::size_t k = 0; k < count; ++k) {
           const double e = static_cast<double>(v[k]) - static_cast<double>(g.value(g.code(v[k], k), k));
-          error += (weights != nullptr ? static_cast<double>(weights[k]) : 1.0) * e * e;
+          error += (inputs.importance != nullptr ? static_cast<double>(inputs.importance[k]) : 1.0) * e * e;
         }
         if (least < 0 || error < least) {
           least = error;
@@ -178,8 +194,9 @@ struct mse_search {
 
 /// What a fit must offer.
 template <class Fit>
-concept fit_policy = requires(const format_spec& s, const float* x, std::size_t n, const block_fields& f) {
-  { Fit::fit(s, x, n, x, f) } -> std::same_as<bool>;
+concept fit_policy = requires(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
+  typename Fit::needs;
+  { Fit::fit(s, x, n, about, f) } -> std::same_as<bool>;
 };
 
 }  // namespace lowbit

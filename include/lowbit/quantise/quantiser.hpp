@@ -59,7 +59,17 @@ template <fit_policy Fit, rounding Rounding, class Stats, executor E>
 void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats& stats, packed_matrix& out, E& executor) {
   const typename Rounding::template state<Stats> state(stats);
   Eigen::VectorXf importance;
-  if constexpr (Stats::template has<channel_importance>) importance = stats.template get<channel_importance>().mean();
+  Eigen::MatrixXf h;
+  input_statistics about;
+  if constexpr (Stats::template has<channel_importance>) {
+    importance = stats.template get<channel_importance>().mean();
+    about.importance = importance.data();
+  }
+  if constexpr (Stats::template has<hessian>) {
+    h = stats.template get<hessian>().matrix().template cast<float>();
+    about.hessian = h.data();
+    about.hessian_stride = static_cast<std::size_t>(h.rows());
+  }
   for_parts(executor, w.rows, 1, [&](std::size_t begin, std::size_t end) {
     std::vector<float> row(w.cols);
     block_buffer buffer(s);
@@ -69,7 +79,7 @@ void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats
         continue;
       }
       std::copy(w.row(r), w.row(r) + w.cols, row.begin());
-      Rounding::template round_row<Fit>(s, state, row.data(), w.cols, importance.size() != 0 ? importance.data() : nullptr, buffer,
+      Rounding::template round_row<Fit>(s, state, row.data(), w.cols, about, buffer,
                                         [&](std::size_t b, const block_fields& f) {
                                           std::uint8_t* const block = out.row(r) + b * s.bytes;
                                           write_header(s, f, block);
@@ -87,7 +97,8 @@ template <block_format F, fit_policy Fit = standard, rounding Rounding = round_n
 struct quantiser {
   template <matrix_like W, class Stats = uncalibrated, executor E = serial_executor>
   static result<quantised> quantise(const W& weights, const Stats& stats = Stats(), E&& executor = E()) {
-    static_assert(detail::has_all<Stats>(typename Rounding::needs{}) && (detail::has_all<Stats>(typename T::needs{}) && ...),
+    static_assert(detail::has_all<Stats>(typename Fit::needs{}) && detail::has_all<Stats>(typename Rounding::needs{}) &&
+                      (detail::has_all<Stats>(typename T::needs{}) && ...),
                   "lowbit: this quantiser needs calibration statistics that were not given");
     const matrix_view<const float> given = view(weights);
     if (auto bad = detail::find_non_finite(given)) return *std::move(bad);

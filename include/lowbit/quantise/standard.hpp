@@ -14,7 +14,8 @@ namespace lowbit {
 template <block_format... F>
 struct ggml_reference_of {
   /// Whether `s` is one of these formats, in which case scales and codes are chosen.
-  static bool fit(const format_spec& s, const float* x, std::size_t n, const float*, const block_fields& f) {
+  using needs = needs_statistics<>;
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics&, const block_fields& f) {
     return (fit_one<F>(s, x, n, f) || ...);
   }
 
@@ -49,8 +50,9 @@ using ggml_reference = decltype(detail::ggml_reference_for(gguf_formats{}));
 
 /// The standard fit of any format.
 struct standard {
-  static bool fit(const format_spec& s, const float* x, std::size_t n, const float* importance, const block_fields& f) {
-    return ggml_reference::fit(s, x, n, importance, f) || minmax::fit(s, x, n, importance, f);
+  using needs = needs_statistics<>;
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
+    return ggml_reference::fit(s, x, n, about, f) || minmax::fit(s, x, n, about, f);
   }
 };
 
