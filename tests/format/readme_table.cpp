@@ -15,7 +15,7 @@ namespace {
 std::string row_of(const format_spec& s) {
   const auto layout = kernel::layout_of(s);
   std::string levels = s.is_float() ? "float" : s.values.present() ? "table of " + std::to_string(s.values.size) : std::to_string(s.codes.bits()) + "-bit codes";
-  std::string scales = s.is_float() ? "none" : s.sub != 0 ? "two levels, per " + std::to_string(s.sub) + " and " + std::to_string(s.block) : "per " + std::to_string(s.block);
+  std::string scales = s.is_float() ? "none" : s.sub_number != number::none ? "per " + std::to_string(s.sub) : s.sub != 0 ? "two levels, per " + std::to_string(s.sub) + " and " + std::to_string(s.block) : "per " + std::to_string(s.block);
   if (s.minimum.present()) scales += ", minimum";
   if (s.zero_point.present()) scales += ", zero-point";
   char bits[32], panel[32];
