@@ -104,7 +104,7 @@ struct destination {
   /// A tile of p->gate, or of p->w: called back by kernels.
   template <bool Gate>
   static void finish(const void* context, float* values, std::size_t stride, std::size_t row, std::size_t rows, std::size_t token,
-                     std::size_t tokens) {
+                     std::size_t tokens) noexcept {
     const auto& d = *static_cast<const destination*>(context);
     for (std::size_t t = 0; t < tokens; ++t, values += stride) {
       const std::size_t at = d.p->to[token + t];
