@@ -67,7 +67,7 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
 LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b) noexcept {
   if (a.shape.level == level_kind::plain || b.shape.level == level_kind::plain) return a.shape.level == b.shape.level;
   return a.block == b.block && a.sub_block == b.sub_block && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero &&
-         a.zero == b.zero && (a.shape.level == level_kind::unsigned_code) == (b.shape.level == level_kind::unsigned_code);
+         a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels();
 }
 
 /// The columns of a tile: all, or for the last tokens as few as a kernel exists for (1, 4 or all).
@@ -80,7 +80,7 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::siz
 /// fed as level + 128. A zero-point that is stored for each row comes on top.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE constexpr int shared_zero(const panel_layout& p) noexcept {
-  return (p.stored_zero ? 0 : p.zero) + (p.shape.level != level_kind::unsigned_code && simd::exact_u8s8<Arch> ? 128 : 0);
+  return (p.stored_zero ? 0 : p.zero) + (p.shape.has_signed_levels() && simd::exact_u8s8<Arch> ? 128 : 0);
 }
 
 /// Blocks of activations whose largest magnitude is not above this count as zero (127 / max must not overflow).

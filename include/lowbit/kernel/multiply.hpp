@@ -47,29 +47,44 @@ struct tile_activations {
   const std::int32_t *sums, *starts, *pairs;
 };
 
+/// Steps whose products an architecture adds up in 16-bit lanes, levels of so many bits: a power of two, at most `most`. A lane takes two
+/// products a step, so that 4-bit codes have room for eight steps (8 * 2 * 15 * 127 = 30,480), 5-bit codes for four, 6-bit codes for two.
+template <class Arch>
+constexpr std::size_t steps_of_pairs(unsigned bits, std::size_t most) noexcept {
+  if (!simd::dots_by_pairs<Arch> || simd::exact_u8s8<Arch>) return 1;
+  const std::size_t room = 32767 / (2 * 127 * ((std::size_t{1} << bits) - 1));
+  while (most > room) most /= 2;
+  return most;
+}
+
 template <std::uint32_t Key, class Arch, std::size_t Tokens, std::size_t Vectors>
 LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, Vectors>& tile, tile_activations x) noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
-  constexpr bool is_signed = shape.level != level_kind::unsigned_code;
+  constexpr bool is_signed = shape.has_signed_levels();
   constexpr bool biased = is_signed && simd::exact_u8s8<Arch>;  // signed levels are fed as level + 128
   constexpr bool two_level = shape.sub != sub_kind::none;
+  // Without a dot product of bytes, sums of pairs of products stay in 16-bit lanes for `run` steps before they are widened.
+  constexpr std::size_t run = is_signed || shape.step == stepping::steps ? 1
+                              : steps_of_pairs<Arch>(shape.level_bits(), shape.step == stepping::slabs ? slab_steps : slab_steps / 2);
   // One token hides neither a dot's latency nor memory's. Two chains of sums do the first; for the second, lines are read in the order
   // in which they lie, so that the processor's prefetcher can follow: planes read by turns cost two thirds of the bandwidth.
-  constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs ? 2 : 1;
+  constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs && run == 1 ? 2 : 1;
   constexpr bool in_order = Tokens == 1 && shape.step != stepping::steps && plane_widths(shape.bits)[1] != 0;
   // Sums over 16 weights of at most 3 bits fit in 16 bits, and so do sub-scales: one multiply-add instead of two instructions.
   constexpr bool narrow = two_level && shape.level == level_kind::unsigned_code && shape.bits <= 3 && shape.step == stepping::half_slabs;
   const panel_layout& p = *a.layout;
   const std::size_t blocks = p.blocks(a.cols);
   alignas(16) std::uint8_t table[16];
-  if constexpr (shape.level == level_kind::table_int8)
-    for (std::size_t i = 0; i < 16; ++i) table[i] = static_cast<std::uint8_t>((&p.table[0])[i] ^ (biased ? 128u : 0u));
+  if constexpr (shape.has_table())
+    for (std::size_t i = 0; i < 16; ++i)
+      table[i] = static_cast<std::uint8_t>(is_signed ? (&p.table[0])[i] ^ (biased ? 128u : 0u) : static_cast<unsigned>((&p.table[0])[i] + p.zero));
 
   for_each_block(p, blocks, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
     if constexpr (in_order) {
       if (first_step == 0) touch_lines(tile.panel[0] + header, p.unit_headers());
     }
     ints<Arch> acc[chains][Vectors][Tokens], total[Vectors][Tokens];
+    simd::batch<std::int16_t, Arch> pairs[Vectors][Tokens];
     const auto each = [](auto&& f) LOWBIT_INLINE_LAMBDA {
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
@@ -105,7 +120,7 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
           w[v] = load_step<Arch, shape.bits>([&](std::size_t i) LOWBIT_INLINE_LAMBDA { return line[v][i]; }, s);
         else
           w[v] = load_step<Arch, shape.bits>(lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights), s);
-        if constexpr (shape.level == level_kind::table_int8) w[v] = simd::lookup16<Arch>(w[v], table, Arch{});
+        if constexpr (shape.has_table()) w[v] = simd::lookup16<Arch>(w[v], table, Arch{});
         else if constexpr (biased) w[v] ^= bytes<Arch>(std::uint8_t{128});
       }
       LOWBIT_UNROLL
@@ -114,7 +129,11 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
           ints<Arch>& sum = acc[s % chains][v][t];
-          if constexpr (is_signed && !biased) sum = simd::dot4_s8s8<Arch>(sum, xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{});
+          if constexpr (run > 1) {
+            using int16s = simd::batch<std::int16_t, Arch>;
+            pairs[v][t] = simd::dot2_u7s8<Arch>(s % run == 0 ? int16s(std::int16_t{0}) : pairs[v][t], w[v], xs, Arch{});
+            if (s % run == run - 1) sum = simd::dot2_s16<Arch>(sum, xsimd::bitwise_cast<std::int32_t>(pairs[v][t]), ints<Arch>(0x0001'0001), Arch{});
+          } else if constexpr (is_signed && !biased) sum = simd::dot4_s8s8<Arch>(sum, xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{});
           else sum = simd::dot4_u7s8<Arch>(sum, w[v], xs, Arch{});
         }
       }
@@ -228,7 +247,7 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
           auto w = load_step<Arch, shape.bits>(lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights), s);
-          if constexpr (shape.level == level_kind::table_int8) w = simd::lookup16<Arch>(w, &p.table[0], Arch{});
+          if constexpr (shape.has_table()) w = simd::lookup16<Arch>(w, &p.table[0], Arch{});
           const auto four = xsimd::bitwise_cast<std::int32_t>(w);
           LOWBIT_UNROLL
           for (int i = 0; i < 4; ++i) {
@@ -331,8 +350,10 @@ void multiply(const multiply_args& a) noexcept {
       const std::size_t width = tile_width(i, a.tokens, full);
       if (width == full) {
         detail::multiply_tile<Key, Arch, Exact, full, vectors>(a, v, end, i);
-      } else if (width == 1) {  // bound by memory: one stream is what it reads fastest
-        for (std::size_t one = v; one < v + vectors && one < end; ++one) detail::multiply_tile<Key, Arch, Exact, 1, 1>(a, one, end, i);
+      } else if (width == 1) {  // bound by memory: one stream of whole lines is what it reads fastest
+        if (v % per_panel != 0) continue;
+        for (std::size_t one = v; one < v + vectors && one < end; one += per_panel)
+          detail::multiply_tile<Key, Arch, Exact, 1, per_panel>(a, one, end, i);
       } else if constexpr (full > 4) {
         detail::multiply_tile<Key, Arch, Exact, 4, vectors>(a, v, end, i);
       }

@@ -22,6 +22,7 @@ enum class level_kind : std::uint8_t {
   unsigned_code,  ///< code - zero, code below 128
   signed_byte,    ///< the same for 8 bits, stored as code - 128 or two's complement
   table_int8,     ///< a table of at most 16 signed bytes
+  table_small,    ///< the same, its lowest and highest value at most 31 apart: fed as value - lowest
   table_float,    ///< a table of at most 16 floats: no integer products
   plain           ///< a float weight
 };
@@ -55,6 +56,11 @@ struct code_shape {
     return {static_cast<level_kind>(k & 15), (k >> 4) & 15, static_cast<number>((k >> 8) & 15), ((k >> 12) & 1) != 0,
             static_cast<sub_kind>((k >> 16) & 15), static_cast<stepping>((k >> 20) & 15)};
   }
+  [[nodiscard]] constexpr bool has_table() const noexcept { return level == level_kind::table_int8 || level == level_kind::table_small; }
+  /// Whether levels go into integer products as signed bytes; the others are unsigned and below 128, a zero-point too high.
+  [[nodiscard]] constexpr bool has_signed_levels() const noexcept { return level == level_kind::signed_byte || level == level_kind::table_int8; }
+  /// Bits of the largest level where levels are unsigned.
+  [[nodiscard]] constexpr unsigned level_bits() const noexcept { return level == level_kind::table_small ? 5 : bits; }
   /// Whether products with int8 activations exist.
   [[nodiscard]] constexpr bool has_int8() const noexcept { return level != level_kind::table_float && level != level_kind::plain; }
 };
@@ -126,7 +132,10 @@ constexpr panel_layout layout_of(const format_spec& s) noexcept {
   p.shape.scale = split ? s.sub_number : s.scale.type;
   p.shape.minimum = s.minimum.present();
   if (s.values.present()) {
-    p.shape.level = s.values.fits_int8() ? level_kind::table_int8 : level_kind::table_float;
+    const float lowest = s.values.values[s.values.order[0]], highest = s.values.values[s.values.order[s.values.size - 1]];
+    const bool small = s.values.fits_int8() && highest - lowest < 32;
+    p.shape.level = small ? level_kind::table_small : s.values.fits_int8() ? level_kind::table_int8 : level_kind::table_float;
+    if (small) p.zero = -static_cast<int>(lowest);
     for (std::size_t i = 0; i < s.values.size; ++i) {
       p.float_table[i] = s.values.values[i];
       if (s.values.fits_int8()) p.table[i] = static_cast<std::uint8_t>(static_cast<int>(s.values.values[i]));

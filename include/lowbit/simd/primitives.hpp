@@ -57,6 +57,19 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arc
 template <class Arch>
 inline constexpr bool exact_u8s8 = false;
 
+/// Architectures that add two products of bytes in one instruction (those with exact_u8s8 add four).
+template <class Arch>
+inline constexpr bool dots_by_pairs = false;
+
+/// Per 16-bit lane, acc + the sum of two products of bytes; w holds 0 … 127, x holds -127 … 127. Sums stay in the order of the source:
+/// compilers would gladly add up a tree instead, and run out of registers.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int16_t, Arch> dot2_u7s8(batch<std::int16_t, Arch> acc, batch<std::uint8_t, Arch> w, batch<std::int8_t, Arch> x,
+                                                         requires_arch<xsimd::generic>) noexcept {
+  const auto wi = xsimd::bitwise_cast<std::int16_t>(w), xi = xsimd::bitwise_cast<std::int16_t>(x);
+  return acc + (wi & 0xff) * ((xi << 8) >> 8) + (wi >> 8) * (xi >> 8);
+}
+
 /// Per 32-bit lane, acc + the sum of two products of signed 16-bit numbers (no overflow expected).
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,

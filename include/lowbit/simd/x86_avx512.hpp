@@ -28,7 +28,18 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
   return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
 }
 
+template <class Arch>
+  requires includes<Arch, xsimd::avx512bw>
+inline constexpr bool dots_by_pairs<Arch> = true;
+
 // Saturation: see the 128-bit forms.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int16_t, Arch> dot2_u7s8(batch<std::int16_t, Arch> acc, batch<std::uint8_t, Arch> w, batch<std::int8_t, Arch> x,
+                                                         requires_arch<xsimd::avx512bw>) noexcept {
+  __m512i sum = _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x));
+  asm("" : "+v"(sum));
+  return sum;
+}
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
                                                          batch<std::int8_t, Arch> x, requires_arch<xsimd::avx512bw>) noexcept {

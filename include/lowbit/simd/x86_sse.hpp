@@ -56,7 +56,18 @@ LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, require
 LOWBIT_ALWAYS_INLINE void fence_streamed(requires_arch<xsimd::sse2>) noexcept { _mm_sfence(); }
 
 #if XSIMD_WITH_SSSE3
+template <class Arch>
+  requires includes<Arch, xsimd::ssse3>
+inline constexpr bool dots_by_pairs<Arch> = true;
+
 // pmaddubsw sums two products with saturation at 32,767; 2 * 127 * 127 = 32,258 stays below.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int16_t, Arch> dot2_u7s8(batch<std::int16_t, Arch> acc, batch<std::uint8_t, Arch> w, batch<std::int8_t, Arch> x,
+                                                         requires_arch<xsimd::ssse3>) noexcept {
+  __m128i sum = _mm_add_epi16(acc, _mm_maddubs_epi16(w, x));
+  asm("" : "+x"(sum));
+  return sum;
+}
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
                                                          batch<std::int8_t, Arch> x, requires_arch<xsimd::ssse3>) noexcept {
