@@ -9,6 +9,9 @@
 
 #include <Eigen/Core>
 #include <cmath>
+#include <optional>
+#include <span>
+#include <string_view>
 #include <tuple>
 
 namespace lowbit {
@@ -32,6 +35,7 @@ class channel_sum {
     tokens_ += x.rows;
   }
   void merge(const channel_sum& other) {
+    LOWBIT_EXPECTS(channels() == other.channels());
     sum_ += other.sum_;
     tokens_ += other.tokens_;
   }
@@ -40,8 +44,14 @@ class channel_sum {
   /// The mean of a channel; 1 for all while no token was seen, so that an expert without samples counts its channels alike.
   [[nodiscard]] Eigen::VectorXf mean() const {
     if (tokens_ == 0) return Eigen::VectorXf::Ones(sum_.size());
-    return (sum_ / static_cast<double>(tokens_)).cast<float>();
+    return (sum_ / static_cast<double>(tokens_)).template cast<float>();
   }
+
+  // What there is to save: see saved.hpp.
+  static constexpr std::string_view name = Term::name;
+  static constexpr std::optional<std::size_t> stored_values(std::size_t channels) noexcept { return channels; }
+  template <class Self>
+  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.sum_.data(), self.channels())); }
 
  private:
   Eigen::VectorXd sum_;
@@ -49,10 +59,12 @@ class channel_sum {
 };
 
 struct magnitude_term {
+  static constexpr std::string_view name = "channel_magnitude";
   template <class X>
   static auto of(const X& x) { return x.abs(); }
 };
 struct square_term {
+  static constexpr std::string_view name = "channel_importance";
   template <class X>
   static auto of(const X& x) { return x.square(); }
 };
@@ -74,12 +86,18 @@ class channel_maximum {
     tokens_ += x.rows;
   }
   void merge(const channel_maximum& other) {
+    LOWBIT_EXPECTS(channels() == other.channels());
     most_ = most_.cwiseMax(other.most_);
     tokens_ += other.tokens_;
   }
   [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
   [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(most_.size()); }
   [[nodiscard]] const Eigen::VectorXf& maximum() const noexcept { return most_; }
+
+  static constexpr std::string_view name = "channel_maximum";
+  static constexpr std::optional<std::size_t> stored_values(std::size_t channels) noexcept { return channels; }
+  template <class Self>
+  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.most_.data(), self.channels())); }
 
  private:
   Eigen::VectorXf most_;
@@ -121,6 +139,15 @@ class calibrated {
   [[nodiscard]] const T& get() const noexcept {
     static_assert(has<T>, "lowbit: this calibration has no such statistic");
     return std::get<T>(all_);
+  }
+  /// Calls f(statistic) for each.
+  template <class F>
+  void for_each(F&& f) const {
+    std::apply([&](const S&... s) { (f(s), ...); }, all_);
+  }
+  template <class F>
+  void for_each(F&& f) {
+    std::apply([&](S&... s) { (f(s), ...); }, all_);
   }
 
  private:

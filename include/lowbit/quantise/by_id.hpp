@@ -10,7 +10,7 @@ namespace lowbit {
 enum class method : std::uint8_t {
   rtn,  ///< round to nearest with each format's standard fit: ggml's reference for GGUF's types, minmax for the others
   mse,  ///< round to nearest with mse_search<20>
-  gptq  ///< error feedback; needs statistics of the layer's inputs
+  gptq  ///< error feedback with feedback_fit; needs statistics of the layer's inputs
 };
 
 inline constexpr std::array<std::pair<std::string_view, method>, 3> method_names{{{"rtn", method::rtn}, {"mse", method::mse}, {"gptq", method::gptq}}};
@@ -46,7 +46,7 @@ result<quantised> quantise(format_id id, method how, matrix_view<const float> we
   switch (how) {
     case method::rtn: break;
     case method::mse: return detail::quantise_by<mse_search<20>, round_nearest>(s, weights, uncalibrated(), executor);
-    case method::gptq: return detail::quantise_by<standard, error_feedback>(s, weights, statistics, executor, feedback);
+    case method::gptq: return detail::quantise_by<feedback_fit, error_feedback>(s, weights, statistics, executor, feedback);
   }
   return detail::quantise_by<standard, round_nearest>(s, weights, uncalibrated(), executor);
 }

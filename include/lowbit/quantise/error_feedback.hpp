@@ -16,6 +16,17 @@
 
 namespace lowbit {
 
+/// The fit that pays under error feedback: the range of least squared error, weighted by the diagonal of H. Output error against each format's
+/// standard fit, on layers of SmolLM2 and tokens that were not in the statistics: 0.73 to 0.94 of it for uniform codes, 0.70 for q2_k, 0.91
+/// for q3_k, 0.83 to 0.96 for tables; but 1.3 for q4_k, so two-level integers of 4 bits and more keep theirs.
+struct feedback_fit {
+  using needs = needs_statistics<>;
+  static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
+    const bool searched_better = s.values.present() || !s.sub_scale.present() || s.codes.bits() < 4;
+    return searched_better ? mse_search<20>::fit(s, x, n, about, f) : standard::fit(s, x, n, about, f);
+  }
+};
+
 /// In which order columns are rounded.
 enum class column_order : std::uint8_t {
   natural,
@@ -37,6 +48,8 @@ struct feedback_options {
   header_source headers = header_source::updated;
   std::size_t span = 128;                             ///< columns that are brought up to date at once
   bool guard = true;                                  ///< keep a row rounded to nearest where that has the smaller loss
+  const input_drift* drift = nullptr;                 ///< of the same inputs: weights are first moved to where they make up for it (GPTAQ)
+  double drift_strength = 0.25;                       ///< how far; 1 is the least-squares solution, GPTAQ's implementations go a quarter
 };
 
 namespace detail {
@@ -54,6 +67,7 @@ struct feedback_state {
   std::vector<columns> spans;
   std::vector<double> weight;       ///< D of each place, in the Hessian's units
   double damping = 0;               ///< in the Hessian's units
+  damped_factor factor;             ///< kept where there is a drift to solve for
   rounding_report report;
 };
 
@@ -101,6 +115,24 @@ class row_fields {
   std::vector<std::uint8_t> zero_points_, sub_scales_, sub_minima_, codes_;
 };
 
+/// What the weights [place][row] must be moved by to make up for the drift D: W D (H + damping)⁻¹, the minimum over W' of
+/// |W x - W' x̂|² (GPTAQ's objective, Li et al. 2025, equation 5, solved for all columns at once instead of after each).
+inline std::vector<float> drift_of(const feedback_state& state, const std::vector<float>& weights) {
+  constexpr std::size_t width = kernel::accumulate_strip;
+  const std::size_t cols = state.order.size();
+  const auto d = state.how.drift->sum();
+  std::vector<float> by_channel(cols * width), product(cols * width), z(round_up(cols, width) * width), moved(cols * width);
+  for (std::size_t p = 0; p < cols; ++p) std::copy_n(&weights[p * width], width, &by_channel[state.order[p] * width]);
+  kernel::best_unit().accumulate({d.data, d.stride, by_channel.data(), width, cols, product.data(), width, cols, width});
+  const double factor = state.how.drift_strength * 2 / (static_cast<double>(state.how.drift->tokens()) * state.factor.scale);
+  for (std::size_t p = 0; p < cols; ++p)
+    for (std::size_t r = 0; r < width; ++r)
+      z[(cols - 1 - p) * width + r] = static_cast<float>(factor * static_cast<double>(product[state.order[p] * width + r]));
+  solve_in_place(state.factor.t, z.data());
+  for (std::size_t p = 0; p < cols; ++p) std::copy_n(&z[(cols - 1 - p) * width], width, &moved[p * width]);
+  return moved;
+}
+
 /// 96 rows of a matrix on their way through error feedback. Everything is [place][row].
 template <fit_policy Fit>
 class feedback_chunk {
@@ -112,7 +144,11 @@ class feedback_chunk {
         grids_(s.row_blocks(w.cols)), loss_(w.rows), squares_(w.rows), block_(s.block) {
     for (std::size_t p = 0; p < w.cols; ++p)
       for (std::size_t r = 0; r < rows_; ++r) weights_[p * width + r] = w(r, state.order[p]);
-    errors_ = weights_;  // a place's error is its weight as given until it is rounded
+    if (state.how.drift != nullptr) {
+      moved_ = drift_of(state, weights_);
+      for (std::size_t i = 0; i < moved_.size(); ++i) weights_[i] += moved_[i];
+    }
+    errors_ = weights_;  // a place's error is its weight as wanted until it is rounded
   }
 
   void run() {
@@ -135,8 +171,13 @@ class feedback_chunk {
   /// The row's loss without the damping's share.
   [[nodiscard]] double loss(std::size_t row) const noexcept { return loss_[row] - state_.damping * squares_[row]; }
   [[nodiscard]] block_fields fields(std::size_t row, std::size_t block) noexcept { return fields_.at(row, block); }
+  /// By how much weights were moved before they were rounded, [place][row]; empty: not at all.
+  [[nodiscard]] const std::vector<float>& moved() const noexcept { return moved_; }
 
  private:
+  /// Weights near the largest float may overflow on their way.
+  static float finite(float v) noexcept { return std::isfinite(v) ? v : 0.0f; }
+
   static constexpr std::size_t piece = 24;  ///< columns that are brought up to date one by one
 
   /// Adds what the errors of places [from, begin) mean for the weights of [begin, end).
@@ -152,7 +193,7 @@ class feedback_chunk {
       auto& grids = grids_[block];
       grids.reserve(rows_);
       for (std::size_t r = 0; r < rows_; ++r) {
-        for (std::size_t i = 0; i < n; ++i) block_[place_of(i).second] = weights_[place_of(i).first * width + r];
+        for (std::size_t i = 0; i < n; ++i) block_[place_of(i).second] = finite(weights_[place_of(i).first * width + r]);
         const block_fields f = fields_.at(r, block);
         Fit::fit(spec_, block_.data(), n, about_.from(block * size), f);
         std::fill(f.codes + n, f.codes + size, std::uint8_t{0});
@@ -182,6 +223,7 @@ class feedback_chunk {
       const std::size_t block = state_.order[p] / spec_.block, i = state_.order[p] % spec_.block;
       for (std::size_t r = 0; r < rows_; ++r) {
         const grid& g = grids_[block][r];
+        w[r] = finite(w[r]);
         const unsigned code = g.code(w[r], i);
         const float value = g.value(code, i);
         fields_.at(r, block).codes[i] = static_cast<std::uint8_t>(code);
@@ -197,7 +239,7 @@ class feedback_chunk {
   const feedback_state& state_;
   const input_statistics& about_;
   std::size_t rows_;
-  std::vector<float> weights_, errors_;
+  std::vector<float> weights_, errors_, moved_;
   row_fields fields_;
   std::vector<std::vector<grid>> grids_;
   std::vector<double> loss_, squares_;
@@ -243,11 +285,20 @@ struct error_feedback {
   static state prepare(const format_spec& s, std::size_t cols, const Stats& stats, const options& how, E& executor) {
     const hessian& h = stats.template get<hessian>();
     LOWBIT_EXPECTS(h.channels() == cols);
-    state st{how, {}, {}, {}, 0, {}};
+    state st;
+    st.how = how;
     if (s.is_float() || cols == 0) return st;
     if (how.order == column_order::descending) st.how.headers = header_source::original;
     st.order = detail::order_of(how.order, h, s.block);
-    const damped_factor f = factor_damped(h, st.order, how.damping, executor);
+    if (how.drift != nullptr) {
+      LOWBIT_EXPECTS(how.drift->channels() == cols);
+      const auto d = how.drift->sum();
+      bool usable = how.drift->tokens() != 0;
+      for (std::size_t r = 0; r < cols && usable; ++r)
+        for (std::size_t c = 0; c < cols; ++c) usable = usable && std::isfinite(d(r, c));
+      if (!usable) st.how.drift = nullptr;
+    }
+    damped_factor f = factor_damped(h, st.order, how.damping, executor);
     st.report.damping = f.damping;
     st.report.attempts = f.attempts;
     st.report.dead_channels = f.dead;
@@ -274,6 +325,7 @@ struct error_feedback {
         }
       }
     });
+    if (st.how.drift != nullptr) st.factor = std::move(f);
     return st;
   }
 
@@ -299,7 +351,8 @@ struct error_feedback {
         for (std::size_t i = 0, c = b * s.block; i < s.block && c < w.cols; ++i, ++c) rounded[r * w.cols + c] = g.value(f.codes[i], i);
       });
       for (std::size_t p = 0; p < w.cols; ++p)
-        for (std::size_t r = 0; r < w.rows; ++r) errors[p * width + r] = w(r, st.order[p]) - rounded[r * w.cols + st.order[p]];
+        for (std::size_t r = 0; r < w.rows; ++r)
+          errors[p * width + r] = w(r, st.order[p]) - rounded[r * w.cols + st.order[p]] + (chunk.moved().empty() ? 0.0f : chunk.moved()[p * width + r]);
       nearest_loss = detail::losses_below(st, errors, loss);
     }
     for (std::size_t r = 0; r < w.rows; ++r) {

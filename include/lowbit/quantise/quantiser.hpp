@@ -171,7 +171,7 @@ template <block_format F, fit_policy Fit = standard>
 using rtn = quantiser<F, Fit, round_nearest>;
 
 /// Error feedback: needs the Hessian of the layer's inputs.
-template <block_format F, fit_policy Fit = standard>
+template <block_format F, fit_policy Fit = feedback_fit>
 using gptq = quantiser<F, Fit, error_feedback>;
 
 }  // namespace lowbit
