@@ -2,6 +2,7 @@
 // brings nlohmann-json, and the Eigen tensor glue is left out here because it brings Eigen's unsupported modules.
 #pragma once
 
+#include <lowbit/calibration/saved.hpp>
 #include <lowbit/calibration/statistics.hpp>
 #include <lowbit/core/aligned_buffer.hpp>
 #include <lowbit/core/bits.hpp>

@@ -1,13 +1,17 @@
 // What calibration learns of a layer's inputs, streaming: feed tokens as they pass, merge parts from several threads.
 //
 // Each statistic is a type; a quantiser's policies list the types they need, and a `calibrated<...>` set answers at compile time whether
-// it has them. Activations are [tokens, channels]. Sums are kept in double, so that the order of merging hardly matters.
+// it has them. Activations are [tokens, channels]. Sums of channels are kept in double, so that the order of merging hardly matters; the
+// Hessian, whose size and time count, in float (hessian.hpp).
 #pragma once
 
-#include <lowbit/core/matrix_view.hpp>
+#include <lowbit/calibration/hessian.hpp>
 
 #include <Eigen/Core>
 #include <cmath>
+#include <optional>
+#include <span>
+#include <string_view>
 #include <tuple>
 
 namespace lowbit {
@@ -31,6 +35,7 @@ class channel_sum {
     tokens_ += x.rows;
   }
   void merge(const channel_sum& other) {
+    LOWBIT_EXPECTS(channels() == other.channels());
     sum_ += other.sum_;
     tokens_ += other.tokens_;
   }
@@ -39,8 +44,14 @@ class channel_sum {
   /// The mean of a channel; 1 for all while no token was seen, so that an expert without samples counts its channels alike.
   [[nodiscard]] Eigen::VectorXf mean() const {
     if (tokens_ == 0) return Eigen::VectorXf::Ones(sum_.size());
-    return (sum_ / static_cast<double>(tokens_)).cast<float>();
+    return (sum_ / static_cast<double>(tokens_)).template cast<float>();
   }
+
+  // What there is to save: see saved.hpp.
+  static constexpr std::string_view name = Term::name;
+  static constexpr std::optional<std::size_t> stored_values(std::size_t channels) noexcept { return channels; }
+  template <class Self>
+  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.sum_.data(), self.channels())); }
 
  private:
   Eigen::VectorXd sum_;
@@ -48,10 +59,12 @@ class channel_sum {
 };
 
 struct magnitude_term {
+  static constexpr std::string_view name = "channel_magnitude";
   template <class X>
   static auto of(const X& x) { return x.abs(); }
 };
 struct square_term {
+  static constexpr std::string_view name = "channel_importance";
   template <class X>
   static auto of(const X& x) { return x.square(); }
 };
@@ -62,33 +75,32 @@ using channel_magnitude = detail::channel_sum<detail::magnitude_term>;
 /// Mean x² of every channel: llama.cpp's importance matrix.
 using channel_importance = detail::channel_sum<detail::square_term>;
 
-/// H = (2 / tokens) Σ x xᵀ: what GPTQ needs (Frantar et al. 2023, equation 1).
-class hessian {
+/// The largest |x| of every channel: what SmoothQuant balances (Xiao et al. 2023, equation 4). 0 while no token was seen.
+class channel_maximum {
  public:
-  explicit hessian(std::size_t channels)
-      : sum_(Eigen::MatrixXd::Zero(static_cast<Eigen::Index>(channels), static_cast<Eigen::Index>(channels))) {}
+  explicit channel_maximum(std::size_t channels) : most_(Eigen::VectorXf::Zero(static_cast<Eigen::Index>(channels))) {}
   void add(matrix_view<const float> x) {
-    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == sum_.rows());
+    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == most_.size());
     if (x.empty()) return;
-    const Eigen::MatrixXd tokens = detail::as_eigen(x).template cast<double>().transpose();
-    sum_.selfadjointView<Eigen::Lower>().rankUpdate(tokens);
+    most_ = most_.cwiseMax(detail::as_eigen(x).cwiseAbs().colwise().maxCoeff().transpose());
     tokens_ += x.rows;
   }
-  void merge(const hessian& other) {
-    sum_ += other.sum_;
+  void merge(const channel_maximum& other) {
+    LOWBIT_EXPECTS(channels() == other.channels());
+    most_ = most_.cwiseMax(other.most_);
     tokens_ += other.tokens_;
   }
   [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
-  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(sum_.rows()); }
-  /// The whole symmetric matrix; zero while no token was seen.
-  [[nodiscard]] Eigen::MatrixXd matrix() const {
-    Eigen::MatrixXd h = sum_.selfadjointView<Eigen::Lower>();
-    if (tokens_ != 0) h *= 2.0 / static_cast<double>(tokens_);
-    return h;
-  }
+  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(most_.size()); }
+  [[nodiscard]] const Eigen::VectorXf& maximum() const noexcept { return most_; }
+
+  static constexpr std::string_view name = "channel_maximum";
+  static constexpr std::optional<std::size_t> stored_values(std::size_t channels) noexcept { return channels; }
+  template <class Self>
+  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.most_.data(), self.channels())); }
 
  private:
-  Eigen::MatrixXd sum_;  // the lower triangle
+  Eigen::VectorXf most_;
   std::size_t tokens_ = 0;
 };
 
@@ -100,9 +112,23 @@ struct needs_statistics {};
 template <class... S>
 class calibrated {
  public:
-  explicit calibrated(std::size_t channels) : all_(S(channels)...) {}
+  /// No number of channels: of no data at all.
+  static constexpr std::size_t any = static_cast<std::size_t>(-1);
+
+  explicit calibrated(std::size_t channels) : channels_(channels), all_(S(channels)...) {}
+  [[nodiscard]] std::size_t channels() const noexcept { return channels_; }
   void add(matrix_view<const float> x) {
-    std::apply([&](auto&... s) { (s.add(x), ...); }, all_);
+    serial_executor serial;
+    add(x, serial);
+  }
+  /// The same in parallel, as far as a statistic is worth it; the same bits for every executor.
+  template <executor E>
+  void add(matrix_view<const float> x, E& executor) {
+    const auto add_to = [&](auto& s) {
+      if constexpr (requires { s.add(x, executor); }) s.add(x, executor);
+      else s.add(x);
+    };
+    std::apply([&](auto&... s) { (add_to(s), ...); }, all_);
   }
   void merge(const calibrated& other) {
     [&]<std::size_t... I>(std::index_sequence<I...>) { (std::get<I>(all_).merge(std::get<I>(other.all_)), ...); }(std::index_sequence_for<S...>{});
@@ -114,17 +140,32 @@ class calibrated {
     static_assert(has<T>, "lowbit: this calibration has no such statistic");
     return std::get<T>(all_);
   }
+  /// Calls f(statistic) for each.
+  template <class F>
+  void for_each(F&& f) const {
+    std::apply([&](const S&... s) { (f(s), ...); }, all_);
+  }
+  template <class F>
+  void for_each(F&& f) {
+    std::apply([&](S&... s) { (f(s), ...); }, all_);
+  }
 
  private:
+  std::size_t channels_;
   std::tuple<S...> all_;
 };
 
 template <>
 class calibrated<> {
  public:
+  static constexpr std::size_t any = static_cast<std::size_t>(-1);
+  [[nodiscard]] static constexpr std::size_t channels() noexcept { return any; }
   template <class T>
   static constexpr bool has = false;
 };
+
+/// What every method of this library asks of a layer.
+using layer_statistics = calibrated<hessian, channel_magnitude, channel_importance, channel_maximum>;
 
 /// No data at all: what round-to-nearest needs.
 using uncalibrated = calibrated<>;
