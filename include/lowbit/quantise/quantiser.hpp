@@ -60,15 +60,15 @@ void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats
   const typename Rounding::template state<Stats> state(stats);
   Eigen::VectorXf importance;
   Eigen::MatrixXf h;
-  input_statistics about;
+  input_statistics shared;
   if constexpr (Stats::template has<channel_importance>) {
     importance = stats.template get<channel_importance>().mean();
-    about.importance = importance.data();
+    shared.importance = importance.data();
   }
   if constexpr (Stats::template has<hessian>) {
     h = stats.template get<hessian>().matrix().template cast<float>();
-    about.hessian = h.data();
-    about.hessian_stride = static_cast<std::size_t>(h.rows());
+    shared.hessian = h.data();
+    shared.hessian_stride = static_cast<std::size_t>(h.rows());
   }
   for_parts(executor, w.rows, 1, [&](std::size_t begin, std::size_t end) {
     std::vector<float> row(w.cols);
@@ -79,6 +79,8 @@ void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats
         continue;
       }
       std::copy(w.row(r), w.row(r) + w.cols, row.begin());
+      input_statistics about = shared;
+      if (about.importance != nullptr) about.row_mean_square = mean_square(w.row(r), w.cols);
       Rounding::template round_row<Fit>(s, state, row.data(), w.cols, about, buffer,
                                         [&](std::size_t b, const block_fields& f) {
                                           std::uint8_t* const block = out.row(r) + b * s.bytes;
