@@ -11,6 +11,23 @@
 
 namespace lowbit {
 
+/// Importance from elsewhere, an importance matrix's file for instance, in the place of a calibration: mean x² of each channel.
+class given_importance {
+ public:
+  explicit given_importance(const std::vector<float>& mean) : mean_(Eigen::Map<const Eigen::VectorXf>(mean.data(), static_cast<Eigen::Index>(mean.size()))) {}
+  template <class T>
+  static constexpr bool has = std::is_same_v<T, channel_importance>;
+  template <class T>
+  [[nodiscard]] const given_importance& get() const noexcept {
+    static_assert(has<T>, "lowbit: this calibration has no such statistic");
+    return *this;
+  }
+  [[nodiscard]] const Eigen::VectorXf& mean() const noexcept { return mean_; }
+
+ private:
+  Eigen::VectorXf mean_;
+};
+
 /// Whether n numbers can be weights: finite, none negative, not all zero.
 inline bool usable_importance(const float* importance, std::size_t n) noexcept {
   bool some = false;
@@ -121,6 +138,8 @@ using ggml_weighted = decltype(detail::ggml_weighted_for(gguf_formats{}));
 /// Importance-weighted least squares for any format. On one-level formats that ggml does not have, Σ importance e² is never above minmax's.
 struct importance_weighted {
   using needs = needs_statistics<channel_importance>;
+  /// Whole rows may go to kernel::quantise_rows, with importance.
+  static constexpr bool by_rows = true, rows_heed_importance = true;
   static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
     if (ggml_weighted::fit(s, x, n, about, f)) return true;
     constexpr unsigned ranges = 20, refits = 2;
