@@ -35,7 +35,7 @@ LOWBIT_ALWAYS_INLINE void weigh(std::size_t n, const V* x, const V* importance, 
 
 /// Codes again, for the scales as they are stored; sub-blocks whose scale came out as zero keep the search's.
 template <block_format F, class V>
-LOWBIT_ALWAYS_INLINE void requantise(const V* x, lane_blocks<F, V>& b) noexcept {
+void requantise(const V* x, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   constexpr float lowest = static_cast<float>(s.codes.lowest()), highest = static_cast<float>(s.codes.highest());
   for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
@@ -49,7 +49,7 @@ LOWBIT_ALWAYS_INLINE void requantise(const V* x, lane_blocks<F, V>& b) noexcept 
 
 /// q2_k, q4_k, q5_k: scale and minimum of each sub-block by search, both rounded to the super-block's.
 template <block_format F, class V>
-LOWBIT_ALWAYS_INLINE void quantise_k_minimum(const lane_weights<V>& in, lane_blocks<F, V>& b, range_trials trials) noexcept {
+void quantise_k_minimum(const lane_weights<V>& in, lane_blocks<F, V>& b, range_trials trials) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   constexpr std::size_t subs = s.sub_blocks();
   constexpr float top = static_cast<float>(s.levels() - 1), sub_top = static_cast<float>(s.sub_scale.highest());
@@ -85,7 +85,7 @@ LOWBIT_ALWAYS_INLINE void quantise_k_minimum(const lane_weights<V>& in, lane_blo
 
 /// q3_k, q6_k: signed sub-scales.
 template <block_format F, class V>
-LOWBIT_ALWAYS_INLINE void quantise_k_symmetric(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
+void quantise_k_symmetric(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   constexpr std::size_t subs = s.sub_blocks();
   constexpr bool three_bits = s.codes.bits() == 3;
@@ -93,19 +93,32 @@ LOWBIT_ALWAYS_INLINE void quantise_k_symmetric(const lane_weights<V>& in, lane_b
   const bool given = in.importance != nullptr;
   const V sigma2 = given && three_bits ? V(2.0f) * sum_of_squares(in.x, s.block) / V(static_cast<float>(s.block)) : V(0.0f);
   V scales[subs], importance[subs];
-  for (std::size_t j = 0; j < subs; ++j) {
-    const V* const x = in.x + j * s.sub;
-    V* const levels = b.codes + j * s.sub;
-    V w[longest];
-    if (given && three_bits) {
-      weigh(s.sub, x, in.importance + j * s.sub, sigma2, w);
-      importance[j] = sum_of(w, s.sub);
-    } else {
-      for (std::size_t i = 0; i < s.sub; ++i) w[i] = given ? in.importance[j * s.sub + i] : x[i] * x[i];
+  if (three_bits && !given) {
+    // Every step of the descent waits for the one before; four sub-blocks at once hide most of that.
+    using four = side_by_side<V, 4>;
+    typename four::type x[longest], levels[longest];
+    for (std::size_t j = 0; j < subs; j += four::count) {
+      for (std::size_t i = 0; i < s.sub; ++i) x[i] = four::join(in.x + j * s.sub + i, s.sub);
+      const auto scale = search_by_descent(s.sub, top, x, levels);
+      for (std::size_t k = 0; k < four::count; ++k) {
+        scales[j + k] = four::part(scale, k);
+        for (std::size_t i = 0; i < s.sub; ++i) b.codes[(j + k) * s.sub + i] = four::part(levels[i], k) + V(top);
+      }
     }
-    if (three_bits && !given) scales[j] = search_by_descent(s.sub, top, x, levels);
-    else scales[j] = search_symmetric(s.sub, top, x, w, levels);
-    for (std::size_t i = 0; i < s.sub; ++i) levels[i] = levels[i] + V(top);
+  } else {
+    for (std::size_t j = 0; j < subs; ++j) {
+      const V* const x = in.x + j * s.sub;
+      V* const levels = b.codes + j * s.sub;
+      V w[longest];
+      if (given && three_bits) {
+        weigh(s.sub, x, in.importance + j * s.sub, sigma2, w);
+        importance[j] = sum_of(w, s.sub);
+      } else {
+        for (std::size_t i = 0; i < s.sub; ++i) w[i] = given ? in.importance[j * s.sub + i] : x[i] * x[i];
+      }
+      scales[j] = search_symmetric(s.sub, top, x, w, levels);
+      for (std::size_t i = 0; i < s.sub; ++i) levels[i] = levels[i] + V(top);
+    }
   }
   if (given && three_bits) {
     b.scale = rounded_f16(search_symmetric(subs, -sub_low, scales, importance, b.sub_scale));
@@ -127,7 +140,7 @@ LOWBIT_ALWAYS_INLINE void quantise_k_symmetric(const lane_weights<V>& in, lane_b
 
 /// iq4_nl, iq4_xs: codes by the scale before it is rounded to f16.
 template <block_format F, class V>
-LOWBIT_ALWAYS_INLINE void quantise_table(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
+void quantise_table(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   constexpr std::size_t subs = s.sub_blocks(), n = s.sub_block();
   constexpr table16 table(s.values);
@@ -161,13 +174,14 @@ LOWBIT_ALWAYS_INLINE void quantise_table(const lane_weights<V>& in, lane_blocks<
 
 /// q4_0, q5_0, q4_1, q5_1 with importance.
 template <block_format F, class V>
-LOWBIT_ALWAYS_INLINE void quantise_weighted(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
+void quantise_weighted(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   V w[longest];
   weigh(s.block, in.x, in.importance, in.row_mean_square, w);
   if constexpr (s.minimum.present()) {
+    constexpr float top = static_cast<float>(s.levels() - 1);
     V minimum;
-    b.scale = rounded_f16(search_with_minimum(s.block, static_cast<float>(s.levels() - 1), in.x, w, {-0.9f, 0.05f, 36, false}, b.codes, minimum));
+    b.scale = rounded_f16(search_with_minimum(s.block, top, in.x, w, {-0.9f, 0.05f, 36, false}, b.codes, minimum));
     b.minimum = rounded_f16(negated(minimum));
   } else {
     constexpr float zero = static_cast<float>(s.codes.zero);
@@ -189,7 +203,7 @@ inline constexpr bool searched = weighted<F> && !one_of<F, q4_0, q4_1, q5_0, q5_
 /// Quantises blocks by search.
 template <block_format F, class V>
   requires weighted<F>
-LOWBIT_ALWAYS_INLINE void quantise_lanes(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
+void quantise_lanes(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
   if constexpr (!searched<F>) quantise_weighted(in, b);
   else if constexpr (one_of<F, iq4_nl, iq4_xs>) quantise_table(in, b);
   else if constexpr (one_of<F, q3_k, q6_k>) quantise_k_symmetric(in, b);

@@ -72,30 +72,37 @@ struct trial_sums {
 
 /// make_qx_quants with rmse_type 1: symmetric levels -nmax … nmax - 1 with weights w; returns the scale. Levels of a zero block: the lowest.
 template <class V>
-LOWBIT_ALWAYS_INLINE V search_symmetric(std::size_t n, float nmax, const V* x, const V* w, V* levels) noexcept {
+V search_symmetric(std::size_t n, float nmax, const V* x, const V* w, V* levels) noexcept {
   const V most = largest(x, n);
   V wx[longest];
   for (std::size_t i = 0; i < n; ++i) wx[i] = w[i] * x[i];
+  // |inverse x| is below nmax + 1 but for zero blocks, so that rounding needs no more than the sum and the difference.
   const auto level = [&](const V& inverse, std::size_t i) LOWBIT_INLINE_LAMBDA {
-    return nearest_between(rounded_product(inverse, x[i]), -nmax, nmax - 1);
+    return lesser(greater(nearest_small(rounded_product(inverse, x[i])), V(-nmax)), V(nmax - 1));
+  };
+  // -nmax / most first, then -(nmax + is / 10) / most for is = -9 … 9 but 0. Two at a time share their loads; the last comes twice,
+  // which changes nothing.
+  const auto inverse_of = [&](int trial) LOWBIT_INLINE_LAMBDA {
+    const int is = trial == 0 ? 0 : trial < 10 ? trial - 10 : trial < 19 ? trial - 9 : 9;
+    return V(-(nmax + rounded_product(0.1f, static_cast<float>(is)))) / most;
   };
   V best_inverse(0.0f), scale(0.0f), best(0.0f);
-  for (int is = -10; is <= 9; ++is) {
-    if (is == 0) continue;
-    const bool is_first = is == -10;
-    const V inverse = is_first ? V(-nmax) / most : V(-(nmax + rounded_product(0.1f, static_cast<float>(is)))) / most;
-    trial_sums<V> t;
-    for (std::size_t i = 0; i < n; ++i) t.add(w[i], wx[i], level(inverse, i));
-    if (is_first) {
-      best_inverse = inverse;
-      scale = select(t.l2 == V(0.0f), V(0.0f), t.xl / t.l2);
-      best = scale * t.xl;
-      continue;
-    }
-    const auto better = (t.l2 > V(0.0f)) & (t.xl * t.xl > best * t.l2);
+  const auto compare = [&](const V& inverse, const trial_sums<V>& t, bool is_first) LOWBIT_INLINE_LAMBDA {
+    auto better = (t.l2 > V(0.0f)) & (t.xl * t.xl > best * t.l2);
+    if (is_first) better = t.l2 == t.l2;
     best_inverse = select(better, inverse, best_inverse);
-    scale = select(better, t.xl / t.l2, scale);
+    scale = select(better, select(t.l2 == V(0.0f), V(0.0f), t.xl / t.l2), scale);
     best = select(better, scale * t.xl, best);
+  };
+  for (int trial = 0; trial < 20; trial += 2) {
+    const V first = inverse_of(trial), second = inverse_of(trial + 1);
+    trial_sums<V> t, u;
+    for (std::size_t i = 0; i < n; ++i) {
+      t.add(w[i], wx[i], level(first, i));
+      u.add(w[i], wx[i], level(second, i));
+    }
+    compare(first, t, trial == 0);
+    compare(second, u, false);
   }
   const auto zero = magnitude(most) < V(tiny);
   for (std::size_t i = 0; i < n; ++i) levels[i] = select(zero, V(-nmax), level(best_inverse, i));
@@ -104,7 +111,7 @@ LOWBIT_ALWAYS_INLINE V search_symmetric(std::size_t n, float nmax, const V* x, c
 
 /// make_q3_quants: symmetric levels with weights x², improved one at a time by coordinate descent; returns the scale.
 template <class V>
-LOWBIT_ALWAYS_INLINE V search_by_descent(std::size_t n, float nmax, const V* x, V* levels) noexcept {
+V search_by_descent(std::size_t n, float nmax, const V* x, V* levels) noexcept {
   const V most = largest(x, n), inverse = V(-nmax) / most;
   V w[longest], wx[longest];
   trial_sums<V> sums;
@@ -131,7 +138,7 @@ LOWBIT_ALWAYS_INLINE V search_by_descent(std::size_t n, float nmax, const V* x, 
   }
   const auto zero = magnitude(most) < V(tiny);
   for (std::size_t i = 0; i < n; ++i) levels[i] = select(zero, V(-nmax), levels[i]);
-  return select(!zero & (sums.l2 > V(0.0f)), sums.xl / sums.l2, V(0.0f));
+  return select(zero | !(sums.l2 > V(0.0f)), V(0.0f), sums.xl / sums.l2);
 }
 
 /// How the search with a minimum tries its ranges: inverse scales (start + step * i + nmax) / range, for i = 0 … steps.
@@ -144,7 +151,7 @@ struct range_trials {
 /// make_qkx2_quants and make_qkx3_quants: levels 0 … nmax with a scale and a minimum, fitted by weighted least squares over several
 /// ranges. Returns the scale; `minimum` gets minus the fitted minimum, >= 0.
 template <class V>
-LOWBIT_ALWAYS_INLINE V search_with_minimum(std::size_t n, float nmax, const V* x, const V* w, range_trials trials, V* levels, V& minimum) noexcept {
+V search_with_minimum(std::size_t n, float nmax, const V* x, const V* w, range_trials trials, V* levels, V& minimum) noexcept {
   V low = x[0], high = x[0], sum_w = w[0], sum_x = w[0] * x[0];
   for (std::size_t i = 1; i < n; ++i) {
     low = lesser(x[i], low);
@@ -201,7 +208,7 @@ LOWBIT_ALWAYS_INLINE V search_with_minimum(std::size_t n, float nmax, const V* x
 
 /// make_qp_quants: levels 0 … nmax of scales >= 0, with weights w; returns the scale of the scales.
 template <class V>
-LOWBIT_ALWAYS_INLINE V search_positive(std::size_t n, float nmax, const V* x, const V* w, V* levels) noexcept {
+V search_positive(std::size_t n, float nmax, const V* x, const V* w, V* levels) noexcept {
   V most(0.0f);
   for (std::size_t i = 0; i < n; ++i) most = greater(most, x[i]);
   const auto zero = most < V(tiny);
@@ -246,12 +253,12 @@ LOWBIT_ALWAYS_INLINE V search_positive(std::size_t n, float nmax, const V* x, co
     if (!any(changed)) break;
   }
   for (std::size_t i = 0; i < n; ++i) levels[i] = select(zero, V(0.0f), levels[i]);
-  return select(!zero & (sums.l2 > V(0.0f)), sums.xl / sums.l2, V(0.0f));
+  return select(zero | !(sums.l2 > V(0.0f)), V(0.0f), sums.xl / sums.l2);
 }
 
 /// The scale search of quantize_row_iq4_nl_impl with 7 trials on each side and weights w.
 template <class V>
-LOWBIT_ALWAYS_INLINE V search_table(std::size_t n, const table16& table, const V* x, const V* w) noexcept {
+V search_table(std::size_t n, const table16& table, const V* x, const V* w) noexcept {
   constexpr int trials = 7;
   const V most = largest(x, n);
   V scale(0.0f), best(0.0f);

@@ -1,6 +1,7 @@
 // The numbers that searches compute with: a float for one block, or registers of floats that hold one block a lane.
 //
-// A search is written once, as a template over this type, with selects in the place of branches. Every operation is IEEE 754's own,
+// A search is written once, as a template over this type, with selects in the place of branches; its instances carry the type in
+// their names, and so the architecture. Every operation is IEEE 754's own,
 // in every lane as for a float, so that a block comes out the same whatever stands beside it. `K` registers side by side hide the
 // latency of sums that must stay in order. Masks are bool or a register's; select(mask, a, b) chooses.
 #pragma once
@@ -123,6 +124,12 @@ LOWBIT_ALWAYS_INLINE lane_floats<Arch, K> nearest(const lane_floats<Arch, K>& a)
   });
 }
 
+/// The same for |a| < 2^22.
+template <class V>
+LOWBIT_ALWAYS_INLINE V nearest_small(const V& a) noexcept {
+  return (a + V(12582912.0f)) - V(12582912.0f);
+}
+
 LOWBIT_ALWAYS_INLINE float select(bool m, float a, float b) noexcept { return m ? a : b; }
 LOWBIT_ALWAYS_INLINE bool any(bool m) noexcept { return m; }
 LOWBIT_ALWAYS_INLINE float lesser(float a, float b) noexcept { return a < b ? a : b; }
@@ -148,6 +155,29 @@ LOWBIT_ALWAYS_INLINE V load_lanes(const float* p) noexcept {
   if constexpr (lane_count<V> == 1) return *p;
   else return V::load(p);
 }
+
+/// The numbers of several sub-blocks of the same blocks, in registers side by side; a float stays one.
+template <class V, std::size_t Count>
+struct side_by_side {
+  using type = V;
+  static constexpr std::size_t count = 1;
+  LOWBIT_ALWAYS_INLINE static V join(const V* first, std::size_t) noexcept { return *first; }
+  LOWBIT_ALWAYS_INLINE static V part(const V& v, std::size_t) noexcept { return v; }
+};
+template <class Arch, std::size_t Count>
+struct side_by_side<lane_floats<Arch, 1>, Count> {
+  using type = lane_floats<Arch, Count>;
+  static constexpr std::size_t count = Count;
+  /// first[0], first[stride] …
+  LOWBIT_ALWAYS_INLINE static type join(const lane_floats<Arch, 1>* first, std::size_t stride) noexcept {
+    return type::of([&](std::size_t k) LOWBIT_INLINE_LAMBDA { return first[k * stride].part[0]; });
+  }
+  LOWBIT_ALWAYS_INLINE static lane_floats<Arch, 1> part(const type& v, std::size_t k) noexcept {
+    lane_floats<Arch, 1> one;
+    one.part[0] = v.part[k];
+    return one;
+  }
+};
 
 /// f of every lane, one after the other.
 template <class V, class F>

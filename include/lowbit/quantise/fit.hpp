@@ -1,4 +1,5 @@
-// Fits: choosing a block's scales. absmax and minmax take the range of the weights; mse_search shrinks it to the least squared error.
+// Fits: choosing a block's scales. absmax and minmax take the range of the weights; mse_search shrinks it to the least squared error. Others
+// have files of their own: clip.hpp, half_quadratic.hpp, importance.hpp, standard.hpp.
 //
 // A fit is a type with `needs`, the statistics it uses, and `static bool fit(const format_spec&, const float* x, std::size_t n, const
 // input_statistics&, block_fields)`: n <= spec.block weights (fewer in a ragged last block), what is known of their inputs, and fields to

@@ -9,6 +9,7 @@
 #include <lowbit/kernel/exchange.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/quantise/round.hpp>
+#include <lowbit/quantise/rows.hpp>
 #include <lowbit/quantise/standard.hpp>
 #include <lowbit/quantise/transform.hpp>
 
@@ -70,7 +71,10 @@ void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats
     shared.hessian = h.data();
     shared.hessian_stride = static_cast<std::size_t>(h.rows());
   }
+  constexpr bool by_rows = std::is_same_v<Rounding, round_nearest> && fit_by_rows<Fit>;
+  const row_kernel<std::conditional_t<by_rows, Fit, standard>> kernel_rows(s, w, shared.importance, out);
   for_parts(executor, w.rows, 1, [&](std::size_t begin, std::size_t end) {
+    if (by_rows && kernel_rows.quantise(begin, end)) return;
     std::vector<float> row(w.cols);
     block_buffer buffer(s);
     for (std::size_t r = begin; r < end; ++r) {
