@@ -143,7 +143,7 @@ struct block_fields {
 };
 
 /// Everything but the codes, for who has a faster way with those (kernel/exchange.hpp). Clears the block first.
-inline void write_header(const format_spec& s, const block_fields& f, std::uint8_t* block) noexcept {
+LOWBIT_ALWAYS_INLINE void write_header(const format_spec& s, const block_fields& f, std::uint8_t* block) noexcept {
   std::memset(block, 0, s.bytes);
   std::memcpy(block + s.scale.at, f.scale, size_of(s.scale.type));
   std::memcpy(block + s.minimum.at, f.minimum, size_of(s.minimum.type));

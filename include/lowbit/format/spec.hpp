@@ -88,7 +88,7 @@ struct integer_field {
       if (p.bits != 0) v |= read_bits(block, p.position(i), p.bits) << p.shift;
     return v;
   }
-  constexpr void set_raw(std::uint8_t* block, std::size_t i, unsigned value) const noexcept {
+  LOWBIT_ALWAYS_INLINE constexpr void set_raw(std::uint8_t* block, std::size_t i, unsigned value) const noexcept {
     for (const plane& p : planes)
       if (p.bits != 0) write_bits(block, p.position(i), p.bits, value >> p.shift);
   }

@@ -7,6 +7,7 @@
 #include <lowbit/kernel/build.hpp>
 #include <lowbit/kernel/dequantise.hpp>
 #include <lowbit/kernel/multiply.hpp>
+#include <lowbit/kernel/quantise.hpp>
 
 namespace lowbit::kernel {
 
@@ -28,6 +29,7 @@ struct unit {
   void (*read_panel_row)(const panel_layout&, const std::uint8_t*, std::size_t, std::size_t, float*) noexcept;
   void (*quantise_activations)(const activation_args&) noexcept;
   void (*copy_activations)(const activation_args&) noexcept;
+  bool (*quantise_rows)(const quantise_args&) noexcept;
   const products* shapes;
   std::size_t shape_count;
   void (*accumulate)(const accumulate_args&) noexcept;
@@ -72,7 +74,8 @@ constexpr unit unit_for() noexcept {
   using keys = typename detail::unique_keys<detail::keys<>, layout_for<F>::value.shape.key()...>::type;
   using table = detail::product_table<Arch, keys>;
   return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
-          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, table::entries, std::size(table::entries), &accumulate<Arch>};
+          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, table::entries,
+          std::size(table::entries), &accumulate<Arch>};
 }
 
 }  // namespace lowbit::kernel

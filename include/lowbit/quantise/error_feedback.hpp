@@ -144,10 +144,11 @@ class feedback_chunk {
   static constexpr std::size_t width = kernel::accumulate_strip;
 
   feedback_chunk(const format_spec& s, const feedback_state& state, matrix_view<const float> w, const input_statistics& about)
-      : spec_(s), state_(state), about_(about), rows_(w.rows), weights_(w.cols * width), errors_(w.cols * width), fields_(s, w.rows, w.cols),
+      : spec_(s), state_(state), rows_(w.rows), weights_(w.cols * width), errors_(w.cols * width), fields_(s, w.rows, w.cols),
         grids_(s.row_blocks(w.cols)), loss_(w.rows), squares_(w.rows), block_(s.block) {
     for (std::size_t p = 0; p < w.cols; ++p)
       for (std::size_t r = 0; r < rows_; ++r) weights_[p * width + r] = w(r, state.order[p]);
+    for (std::size_t r = 0; r < rows_; ++r) about_.push_back(about.with_row(w.row(r), w.cols));
     if (state.how.drift != nullptr) {
       moved_ = drift_of(state, weights_);
       for (std::size_t i = 0; i < moved_.size(); ++i) weights_[i] += moved_[i];
@@ -199,7 +200,7 @@ class feedback_chunk {
       for (std::size_t r = 0; r < rows_; ++r) {
         for (std::size_t i = 0; i < n; ++i) block_[place_of(i).second] = finite(weights_[place_of(i).first * width + r]);
         const block_fields f = fields_.at(r, block);
-        Fit::fit(spec_, block_.data(), n, about_.from(block * size), f);
+        Fit::fit(spec_, block_.data(), n, about_[r].from(block * size), f);
         std::fill(f.codes + n, f.codes + size, std::uint8_t{0});
         grids.emplace_back(spec_, f);
       }
@@ -241,12 +242,12 @@ class feedback_chunk {
 
   const format_spec& spec_;
   const feedback_state& state_;
-  const input_statistics& about_;
   std::size_t rows_;
   std::vector<float> weights_, errors_, moved_;
   row_fields fields_;
   std::vector<std::vector<grid>> grids_;
   std::vector<double> loss_, squares_;
+  std::vector<input_statistics> about_;  ///< of each row
   std::vector<float> block_;
 };
 

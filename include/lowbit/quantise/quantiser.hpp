@@ -10,6 +10,7 @@
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/quantise/error_feedback.hpp>
 #include <lowbit/quantise/round.hpp>
+#include <lowbit/quantise/rows.hpp>
 #include <lowbit/quantise/standard.hpp>
 #include <lowbit/quantise/transform.hpp>
 
@@ -109,10 +110,13 @@ rounding_report quantise_rows(const format_spec& s, matrix_view<const float> w, 
     return report;
   }
   const known_inputs<Fit, Stats> inputs(stats);
+  constexpr bool by_rows = std::is_same_v<Rounding, round_nearest> && fit_by_rows<Fit>;
+  const row_kernel<std::conditional_t<by_rows, Fit, standard>> kernel_rows(s, w, inputs.about.importance, out);
   constexpr std::size_t most = Rounding::rows_at_once;
   const std::size_t chunks = ceil_div(w.rows, most);
   std::vector<rounding_report> of_chunk(chunks);
   for_parts(executor, chunks, 1, [&](std::size_t begin, std::size_t end) {
+    if (by_rows && kernel_rows.quantise(begin, end)) return;  // a chunk is a row here
     std::vector<float> rows(most * w.cols);
     for (std::size_t chunk = begin; chunk < end; ++chunk) {
       const auto given = w.middle_rows(chunk * most, std::min(most, w.rows - chunk * most));

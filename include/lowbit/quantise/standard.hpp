@@ -10,6 +10,17 @@
 
 namespace lowbit {
 
+/// A block's fields out of their parts.
+template <block_format F>
+void copy_fields(const block_parts<F>& p, const block_fields& f) noexcept {
+  *f.scale = p.scale;
+  *f.minimum = p.minimum;
+  *f.zero_point = 0;
+  std::copy(p.sub_scale.begin(), p.sub_scale.end(), f.sub_scale);
+  std::copy(p.sub_minimum.begin(), p.sub_minimum.end(), f.sub_minimum);
+  std::copy(p.codes.begin(), p.codes.end(), f.codes);
+}
+
 /// Scales and codes as ggml's reference quantisers choose them. A ragged block is quantised as if its missing weights were zero.
 template <block_format... F>
 struct ggml_reference_of {
@@ -30,12 +41,7 @@ struct ggml_reference_of {
     }
     block_parts<G> p;
     ggml_quantise_block<G>(x, p);
-    *f.scale = p.scale;
-    *f.minimum = p.minimum;
-    *f.zero_point = 0;
-    std::copy(p.sub_scale.begin(), p.sub_scale.end(), f.sub_scale);
-    std::copy(p.sub_minimum.begin(), p.sub_minimum.end(), f.sub_minimum);
-    std::copy(p.codes.begin(), p.codes.end(), f.codes);
+    copy_fields(p, f);
     return true;
   }
 };
@@ -51,6 +57,8 @@ using ggml_reference = decltype(detail::ggml_reference_for(gguf_formats{}));
 /// The standard fit of any format.
 struct standard {
   using needs = needs_statistics<>;
+  /// Whole rows may go to kernel::quantise_rows, without importance.
+  static constexpr bool by_rows = true, rows_heed_importance = false;
   static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
     return ggml_reference::fit(s, x, n, about, f) || minmax::fit(s, x, n, about, f);
   }

@@ -1,0 +1,192 @@
+// Rows of floats to blocks of the exchange layout, many blocks at a time: what quantise/ calls for whole matrices.
+//
+// GGUF's searched types run one block a lane (kernel/lanes.hpp): blocks are transposed into lanes, fitted together, and their codes
+// transposed back. The bytes are those of the same source with one lane.
+#pragma once
+
+#include <lowbit/kernel/exchange.hpp>
+#include <lowbit/kernel/ggml_blocks.hpp>
+
+namespace lowbit::kernel {
+
+/// Rows [row_begin, row_end) of a [rows, cols] matrix of finite floats.
+struct quantise_args {
+  const format_spec* spec;
+  const float* x;
+  std::size_t stride;           ///< floats from one row to the next
+  std::size_t cols;
+  std::size_t row_begin, row_end;
+  const float* importance;      ///< [cols], usable in every sub-block; null: none
+  std::uint8_t* out;            ///< row 0 of the matrix of blocks
+};
+
+namespace detail {
+
+/// The blocks of some rows, in order, as pointers to whole blocks: a ragged one is copied and padded with zeros.
+template <std::size_t Block, std::size_t Lanes>
+class block_source {
+ public:
+  LOWBIT_ALWAYS_INLINE explicit block_source(const quantise_args& a) noexcept : a_(a), per_row_(ceil_div(a.cols, Block)) {}
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE std::size_t count() const noexcept { return (a_.row_end - a_.row_begin) * per_row_; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE std::size_t row_of(std::size_t block) const noexcept { return a_.row_begin + block / per_row_; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE std::uint8_t* out_of(std::size_t block) const noexcept {
+    return a_.out + (a_.row_begin * per_row_ + block) * a_.spec->bytes;
+  }
+  /// Weights of a block, for a lane; of one that is not there, zeros.
+  LOWBIT_ALWAYS_INLINE const float* weights(std::size_t block, std::size_t lane) noexcept {
+    if (block >= count()) return whole(nullptr, 0, lane);
+    const std::size_t c = block % per_row_ * Block;
+    return whole(a_.x + row_of(block) * a_.stride + c, a_.cols - c, lane);
+  }
+  LOWBIT_ALWAYS_INLINE const float* importance(std::size_t block, std::size_t lane) noexcept {
+    if (block >= count()) return whole(nullptr, 0, lane);
+    const std::size_t c = block % per_row_ * Block;
+    return whole(a_.importance + c, a_.cols - c, lane);
+  }
+
+ private:
+  LOWBIT_ALWAYS_INLINE const float* whole(const float* p, std::size_t n, std::size_t lane) noexcept {
+    if (n >= Block) return p;
+    for (std::size_t i = 0; i < Block; ++i) padded_[lane][i] = i < n ? p[i] : 0.0f;
+    return padded_[lane];
+  }
+  const quantise_args& a_;
+  std::size_t per_row_;
+  float padded_[Lanes][Block];
+};
+
+/// Blocks into lanes: v[i] holds weight i of every block.
+template <class Arch, std::size_t N>
+LOWBIT_ALWAYS_INLINE void transpose_in(const float* const* blocks, lane_floats<Arch, 1>* v) noexcept {
+  using batch = simd::batch<float, Arch>;
+  constexpr std::size_t n = batch::size;
+  static_assert(N % n == 0);
+  for (std::size_t i = 0; i < N; i += n) {
+    batch square[n];
+    for (std::size_t l = 0; l < n; ++l) square[l] = batch::load_unaligned(blocks[l] + i);
+    xsimd::transpose(square, square + n);
+    for (std::size_t l = 0; l < n; ++l) v[i + l].part[0] = square[l];
+  }
+}
+
+/// Codes out of lanes: four of a block at a time as one word, words[i / 4][lane].
+template <class Arch, std::size_t N>
+LOWBIT_ALWAYS_INLINE void codes_to_words(const lane_floats<Arch, 1>* codes, std::int32_t* words) noexcept {
+  for (std::size_t i = 0; i < N; i += 4) {
+    const auto code = [&](std::size_t j) LOWBIT_INLINE_LAMBDA { return xsimd::to_int(codes[i + j].part[0]); };
+    const auto word = code(0) | (code(1) << 8) | (code(2) << 16) | (code(3) << 24);
+    word.store_unaligned(words + i / 4 * simd::lanes<Arch>);
+  }
+}
+
+/// The mean of x² of up to eight rows, each summed from its first weight on; eight sums at once hide the latency of one.
+class row_mean_squares {
+ public:
+  LOWBIT_ALWAYS_INLINE explicit row_mean_squares(const quantise_args& a) noexcept : a_(a) {}
+  LOWBIT_ALWAYS_INLINE float operator()(std::size_t row) noexcept {
+    if (row >= begin_ + count_) {
+      begin_ = row;
+      count_ = a_.row_end - row < 8 ? a_.row_end - row : 8;
+      const float* rows[8];
+      for (std::size_t r = 0; r < 8; ++r) {
+        rows[r] = a_.x + (row + (r < count_ ? r : 0)) * a_.stride;
+        mean_[r] = 0;
+      }
+      for (std::size_t c = 0; c < a_.cols; ++c)
+        for (std::size_t r = 0; r < 8; ++r) mean_[r] += rounded_product(rows[r][c], rows[r][c]);
+      for (float& m : mean_) m /= static_cast<float>(a_.cols);
+    }
+    return mean_[row - begin_];
+  }
+
+ private:
+  const quantise_args& a_;
+  std::size_t begin_ = 0, count_ = 0;
+  float mean_[8] = {};
+};
+
+/// A type that ggml quantises by search. Returns whether all scales are numbers.
+template <class Arch, block_format F>
+bool quantise_searched(const quantise_args& a) noexcept {
+  using lanes = lane_floats<Arch, 1>;
+  constexpr const format_spec& s = spec_of<F>;
+  constexpr std::size_t n = lanes::lanes, size = s.block, subs = s.sub_blocks();
+  block_source<size, n> weights(a), importance(a);
+  row_mean_squares mean_squares(a);
+  lanes x[size], channels[size];
+  ggml::lane_blocks<F, lanes> b;
+  alignas(64) std::int32_t words[size / 4 * n];
+  alignas(64) std::int32_t codes[size / 4];
+  bool numbers = true;
+  for (std::size_t first = 0; first < weights.count(); first += n) {
+    const float* blocks[n];
+    float mean_square[n];
+    for (std::size_t l = 0; l < n; ++l) blocks[l] = weights.weights(first + l, l);
+    transpose_in<Arch, size>(blocks, x);
+    if (a.importance != nullptr) {
+      for (std::size_t l = 0; l < n; ++l) {
+        blocks[l] = importance.importance(first + l, l);
+        mean_square[l] = !ggml::searched<F> && first + l < weights.count() ? mean_squares(weights.row_of(first + l)) : 0.0f;
+      }
+      transpose_in<Arch, size>(blocks, channels);
+    } else {
+      for (float& m : mean_square) m = 0;
+    }
+    ggml::quantise_lanes<F, lanes>({x, a.importance != nullptr ? channels : nullptr, lanes::load(mean_square)}, b);
+
+    codes_to_words<Arch, size>(b.codes, words);
+    float scale[n], minimum[n], sub_scale[subs][n], sub_minimum[subs][n];
+    b.scale.store(scale);
+    b.minimum.store(minimum);
+    for (std::size_t j = 0; j < subs; ++j) {
+      if (s.sub_scale.present()) b.sub_scale[j].store(sub_scale[j]);
+      if (s.sub_minimum.present()) b.sub_minimum[j].store(sub_minimum[j]);
+    }
+    for (std::size_t l = 0; l < n && first + l < weights.count(); ++l) {
+      std::uint8_t raw_scale[subs] = {}, raw_minimum[subs] = {}, zero_point = 0;
+      for (std::size_t j = 0; j < subs; ++j) {
+        if (s.sub_scale.present()) raw_scale[j] = static_cast<std::uint8_t>(s.sub_scale.stored(static_cast<int>(sub_scale[j][l])));
+        if (s.sub_minimum.present()) raw_minimum[j] = static_cast<std::uint8_t>(s.sub_minimum.stored(static_cast<int>(sub_minimum[j][l])));
+      }
+      for (std::size_t i = 0; i < size / 4; ++i) codes[i] = words[i * n + l];
+      numbers &= scale[l] == scale[l] && minimum[l] == minimum[l];
+      std::uint32_t scale_bits = number_bits(s.scale.type, scale[l]), minimum_bits = number_bits(s.minimum.type, minimum[l]);
+      auto* const bytes = reinterpret_cast<std::uint8_t*>(codes);
+      std::uint8_t* const out = weights.out_of(first + l);
+      write_header(s, {&scale_bits, &minimum_bits, &zero_point, raw_scale, raw_minimum, bytes}, out);
+      pack_codes<Arch>(s, bytes, 1, 0, size, out);
+    }
+  }
+  return numbers;
+}
+
+}  // namespace detail
+
+/// Whether quantise_rows has this format, with or without importance.
+LOWBIT_ALWAYS_INLINE constexpr bool can_quantise_rows(const format_spec& s, bool importance) noexcept {
+  const bool k_quant = s.sub_scale.present() && s.sub_number == number::none;
+  const bool searched = s.gguf == iq4_nl::spec.gguf || (s.gguf >= 0 && k_quant);
+  const bool weighted = s.gguf == q4_0::spec.gguf || s.gguf == q4_1::spec.gguf || s.gguf == q5_0::spec.gguf || s.gguf == q5_1::spec.gguf;
+  return searched || (importance && weighted);
+}
+
+/// Quantises rows as ggml does. Returns whether all scales are numbers: with importance, weights above 1e18 can break a search. Expects
+/// can_quantise_rows.
+template <class Arch>
+bool quantise_rows(const quantise_args& a) noexcept {
+  switch (a.spec->gguf) {
+    case q4_0::spec.gguf: return detail::quantise_searched<Arch, q4_0>(a);
+    case q4_1::spec.gguf: return detail::quantise_searched<Arch, q4_1>(a);
+    case q5_0::spec.gguf: return detail::quantise_searched<Arch, q5_0>(a);
+    case q5_1::spec.gguf: return detail::quantise_searched<Arch, q5_1>(a);
+    case q2_k::spec.gguf: return detail::quantise_searched<Arch, q2_k>(a);
+    case q3_k::spec.gguf: return detail::quantise_searched<Arch, q3_k>(a);
+    case q4_k::spec.gguf: return detail::quantise_searched<Arch, q4_k>(a);
+    case q5_k::spec.gguf: return detail::quantise_searched<Arch, q5_k>(a);
+    case q6_k::spec.gguf: return detail::quantise_searched<Arch, q6_k>(a);
+    case iq4_nl::spec.gguf: return detail::quantise_searched<Arch, iq4_nl>(a);
+    default: return detail::quantise_searched<Arch, iq4_xs>(a);
+  }
+}
+
+}  // namespace lowbit::kernel
