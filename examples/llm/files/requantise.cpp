@@ -47,7 +47,10 @@ format_id target_format(const tensor& t, format_id wanted) {
   return id_of<lowbit::float16>();
 }
 
-lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads) {
+namespace {
+
+/// The weights as stored, checked, with their rows in order.
+lowbit::result<weights> read_in_order(const tensor& t, const requantisation& how, thread_pool& threads) {
   auto source = t.read();
   if (!source) return source;
   if (lowbit::status finite = check_finite(t.name, source->view(), threads); !finite) return std::move(finite).error();
@@ -56,19 +59,36 @@ lowbit::result<weights> requantise(const tensor& t, const requantisation& how, t
     if (t.rows % (2 * heads) != 0) return lowbit::failure{lowbit::errc::shape, "tensor " + t.name + " has rows that are not whole heads"};
     source = weights{reorder_rows(source->view(), heads, *how.reorder)};
   }
-  const format_id target = target_format(t, how.format);
-  const lowbit::packed_view from = source->view();
-  if (from.spec == &lowbit::spec_of_id(target)) return source;
+  return source;
+}
 
-  lowbit::packed_matrix floats;  // aligned float32 sources are used where they lie
-  if (from.spec != &lowbit::spec_of<lowbit::f32> || reinterpret_cast<std::uintptr_t>(from.data) % alignof(float) != 0) {
-    floats = lowbit::packed_matrix{lowbit::spec_of<lowbit::f32>, from.rows, from.cols};
-    lowbit::dequantise(from, {reinterpret_cast<float*>(floats.bytes().data()), from.rows, from.cols}, threads);
-    source = weights{};
-  }
-  const auto* const values = reinterpret_cast<const float*>(floats.rows() != 0 ? floats.bytes().data() : from.data);
-  if (target == id_of<lowbit::f32>()) return weights{std::move(floats)};
-  auto packed = lowbit::quantise(target, how.method, lowbit::matrix_view<const float>{values, from.rows, from.cols}, threads);
+/// The same as floats that lie aligned; what does already stays where it is.
+weights as_aligned_floats(weights source, thread_pool& threads) {
+  const lowbit::packed_view from = source.view();
+  if (from.spec == &lowbit::spec_of<lowbit::f32> && reinterpret_cast<std::uintptr_t>(from.data) % alignof(float) == 0) return source;
+  lowbit::packed_matrix floats{lowbit::spec_of<lowbit::f32>, from.rows, from.cols};
+  lowbit::dequantise(from, {reinterpret_cast<float*>(floats.bytes().data()), from.rows, from.cols}, threads);
+  return weights{std::move(floats)};
+}
+
+}  // namespace
+
+lowbit::result<weights> read_floats(const tensor& t, const requantisation& how, thread_pool& threads) {
+  auto source = read_in_order(t, how, threads);
+  if (!source) return source;
+  return as_aligned_floats(*std::move(source), threads);
+}
+
+lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads) {
+  auto source = read_in_order(t, how, threads);
+  if (!source) return source;
+  const format_id target = target_format(t, how.format);
+  if (source->view().spec == &lowbit::spec_of_id(target)) return source;
+  weights floats = as_aligned_floats(*std::move(source), threads);
+  if (target == id_of<lowbit::f32>()) return floats;
+  const lowbit::packed_view from = floats.view();
+  const lowbit::matrix_view<const float> values{reinterpret_cast<const float*>(from.data), from.rows, from.cols};
+  auto packed = lowbit::quantise(target, how.method, values, threads);
   if (!packed) return lowbit::failure{packed.error().kind, "tensor " + t.name + ": " + packed.error().message};
   return weights{*std::move(packed)};
 }

@@ -29,6 +29,9 @@ inline bool in_gguf(lowbit::format_id id) noexcept { return lowbit::spec_of_id(i
 /// The format that a tensor gets.
 lowbit::format_id target_format(const tensor& t, lowbit::format_id wanted);
 
+/// The tensor's weights as aligned float32, with its rows in the order that `how` asks for. Fails where one is not finite, naming the tensor.
+lowbit::result<weights> read_floats(const tensor& t, const requantisation& how, thread_pool& threads);
+
 /// The tensor's new weights. A tensor that has its target format already is not touched. Fails on NaN, naming the tensor.
 lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads);
 

@@ -1,0 +1,81 @@
+// Which matrices of a Llama's layer read the same activations, and what lies before those: where a scaling of the channels can be folded.
+//
+//   attention_norm -> query, key, value    value -> output    mlp_norm -> gate, up    up -> down
+//
+// The groups stand in the order in which they are quantised, so that each sees inputs that the quantised ones before it made
+// (Frantar et al. 2023, "true sequential").
+#pragma once
+
+#include "../engine/layer.hpp"
+
+#include <array>
+#include <span>
+#include <string_view>
+
+namespace llm {
+
+/// The matrices of a layer.
+enum class part : unsigned char { query, key, value, output, gate, up, down };
+inline constexpr std::size_t part_count = 7;
+
+struct part_info {
+  std::string_view name;                            ///< of the tensor, after "blk.N."
+  lowbit::panel_matrix layer_weights::*weights;
+};
+inline constexpr std::array<part_info, part_count> parts{{
+    {"attn_q.weight", &layer_weights::query},
+    {"attn_k.weight", &layer_weights::key},
+    {"attn_v.weight", &layer_weights::value},
+    {"attn_output.weight", &layer_weights::output},
+    {"ffn_gate.weight", &layer_weights::gate},
+    {"ffn_up.weight", &layer_weights::up},
+    {"ffn_down.weight", &layer_weights::down},
+}};
+constexpr const part_info& info_of(part p) noexcept { return parts[static_cast<std::size_t>(p)]; }
+
+/// One layer's weights as floats.
+struct float_layer {
+  std::vector<float> attention_norm, mlp_norm;
+  std::array<matrix, part_count> weights;  ///< by part, [out, in]
+
+  [[nodiscard]] matrix& operator[](part p) noexcept { return weights[static_cast<std::size_t>(p)]; }
+  [[nodiscard]] const matrix& operator[](part p) const noexcept { return weights[static_cast<std::size_t>(p)]; }
+};
+
+/// Matrices that read the same activations.
+enum class input_group : unsigned char { attention, attention_output, mlp, mlp_output };
+inline constexpr std::array<input_group, 4> input_groups{input_group::attention, input_group::attention_output, input_group::mlp,
+                                                         input_group::mlp_output};
+
+/// The matrices that read a group's activations.
+constexpr std::span<const part> consumers_of(input_group g) noexcept {
+  constexpr static part attention[]{part::query, part::key, part::value}, output[]{part::output}, mlp[]{part::gate, part::up}, down[]{part::down};
+  switch (g) {
+    case input_group::attention: return attention;
+    case input_group::attention_output: return output;
+    case input_group::mlp: return mlp;
+    case input_group::mlp_output: return down;
+  }
+  return {};
+}
+
+/// How many channels the activations of a group have.
+constexpr std::size_t channels_of(input_group g, const model_config& c) noexcept {
+  switch (g) {
+    case input_group::attention:
+    case input_group::mlp: return c.hidden;
+    case input_group::attention_output: return c.query_size();
+    case input_group::mlp_output: return c.intermediate;
+  }
+  return 0;
+}
+
+/// Which of its producer's outputs a channel of a group comes from. Several channels may share one: with grouped queries a value row
+/// feeds every query head of its group, and a scaling has to be the same for all of them.
+constexpr std::size_t producer_channel(input_group g, const model_config& c, std::size_t channel) noexcept {
+  if (g != input_group::attention_output) return channel;
+  const std::size_t head = channel / c.head_dim, shared = c.heads / c.kv_heads;
+  return head / shared * c.head_dim + channel % c.head_dim;
+}
+
+}  // namespace llm

@@ -1,0 +1,230 @@
+#include "pass.hpp"
+
+#include "../engine/elementwise.hpp"
+#include "../files/names.hpp"
+
+#include <lowbit/format/gguf.hpp>
+
+#include <algorithm>
+
+namespace llm {
+namespace {
+
+model_config one_layer_of(model_config c) {
+  c.layers = 1;
+  return c;
+}
+
+std::size_t longest(const windows& w) {
+  std::size_t n = 0;
+  for (const auto& ids : w) n = std::max(n, ids.size());
+  return n;
+}
+
+weights stored_floats(const float* values, std::size_t rows, std::size_t cols) {
+  lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, rows, cols};
+  std::memcpy(out.bytes().data(), values, rows * cols * sizeof(float));
+  return weights{std::move(out)};
+}
+
+lowbit::packed_view view_of(const matrix& m) {
+  return {&lowbit::spec_of<lowbit::f32>, m.rows(), m.cols(), reinterpret_cast<const std::uint8_t*>(m.row(0))};
+}
+
+}  // namespace
+
+calibration_pass::calibration_pass(const checkpoint& model, const requantisation& how, const recipe& method, const calibration_samples& samples,
+                                   thread_pool& threads)
+    : model_(model), how_(how), method_(method), samples_(samples), threads_(threads), config_(one_layer_of(model.config)),
+      cache_(config_, longest(samples.sequences)), steps_(config_, threads, lowbit::precision::exact) {}
+
+// ---- weights in and out
+
+lowbit::result<matrix> calibration_pass::floats_of(const std::string& name) const {
+  const auto read = read_floats(*model_.find(name), how_, threads_);
+  if (!read) return read.error();
+  const lowbit::packed_view w = read->view();
+  matrix out(w.rows, w.cols);
+  std::memcpy(out.row(0), w.data, w.size_bytes());
+  return out;
+}
+
+lowbit::result<std::vector<float>> calibration_pass::vector_of(const std::string& name) const {
+  auto m = floats_of(name);
+  if (!m) return std::move(m).error();
+  return std::vector<float>(m->row(0), m->row(0) + m->cols());
+}
+
+lowbit::result<float_layer> calibration_pass::floats_of_layer(std::size_t layer) const {
+  float_layer out;
+  for (const auto& [name, vector] : {std::pair{"attn_norm.weight", &out.attention_norm}, std::pair{"ffn_norm.weight", &out.mlp_norm}}) {
+    auto v = vector_of(layer_name(layer, name));
+    if (!v) return std::move(v).error();
+    *vector = *std::move(v);
+  }
+  for (std::size_t p = 0; p < part_count; ++p) {
+    auto m = floats_of(layer_name(layer, parts[p].name));
+    if (!m) return std::move(m).error();
+    out.weights[p] = *std::move(m);
+  }
+  return out;
+}
+
+lowbit::result<weights> calibration_pass::quantise(const std::string& name, const matrix& w, const lowbit::layer_statistics& about) const {
+  const lowbit::format_id format = target_format(*model_.find(name), how_.format);
+  if (format == lowbit::id_of<lowbit::f32>()) return stored_floats(w.row(0), w.rows(), w.cols());
+  auto packed = lowbit::quantise(format, method_.method, lowbit::view(w), about, threads_);
+  if (!packed) return lowbit::failure{packed.error().kind, "tensor " + name + ": " + packed.error().message};
+  return weights{std::move(packed->weights)};
+}
+
+lowbit::result<layer_weights> calibration_pass::finished_layer(const step_store& store, std::size_t layer) const {
+  layer_weights out;
+  for (const auto& [name, vector] : {std::pair{"attn_norm.weight", &out.attention_norm}, std::pair{"ffn_norm.weight", &out.mlp_norm}}) {
+    const weights* const w = store.find(layer_name(layer, name));
+    vector->assign(reinterpret_cast<const float*>(w->view().data), reinterpret_cast<const float*>(w->view().data) + w->view().cols);
+  }
+  for (const part_info& p : parts) out.*p.weights = lowbit::panel_matrix::from(store.find(layer_name(layer, p.name))->view(), threads_);
+  return out;
+}
+
+// ---- hidden states
+
+template <class F>
+void calibration_pass::for_each_sequence(F&& f) {
+  for (matrix& x : states_) {
+    steps_.place(0, x.rows());
+    cache_.clear();
+    f(x);
+  }
+}
+
+void calibration_pass::start(const lowbit::panel_matrix& embedding) {
+  states_.clear();
+  for (const auto& ids : samples_.sequences) {
+    matrix& x = states_.emplace_back(ids.size(), config_.hidden);
+    for (std::size_t t = 0; t < ids.size(); ++t) lowbit::read_row(embedding, static_cast<std::size_t>(ids[t]), x.row(t));
+  }
+}
+
+const matrix& calibration_pass::inputs_of(input_group g, const layer_weights& w, const matrix& x) {
+  switch (g) {
+    case input_group::attention: return steps_.normalise(x, w.attention_norm);
+    case input_group::attention_output: return steps_.attend(steps_.normalise(x, w.attention_norm), w, cache_, 0);
+    case input_group::mlp: return steps_.normalise(x, w.mlp_norm);
+    case input_group::mlp_output: break;
+  }
+  return steps_.gate(steps_.normalise(x, w.mlp_norm), w);
+}
+
+lowbit::layer_statistics calibration_pass::inputs_of(input_group g, const layer_weights& w) {
+  lowbit::layer_statistics about(channels_of(g, config_));
+  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(inputs_of(g, w, x))); });
+  return about;
+}
+
+void calibration_pass::pass_attention(const layer_weights& w) {
+  for_each_sequence([&](matrix& x) { steps_.add(inputs_of(input_group::attention_output, w, x), w.output, x); });
+}
+
+void calibration_pass::pass_mlp(const layer_weights& w) {
+  for_each_sequence([&](matrix& x) { steps_.add(inputs_of(input_group::mlp_output, w, x), w.down, x); });
+}
+
+// ---- the steps
+
+lowbit::status calibration_pass::embed(step_store& store) {
+  const std::string name = "token_embd.weight";
+  const auto floats = floats_of(name);
+  if (!floats) return floats.error();
+  lowbit::layer_statistics about(config_.hidden);
+  const bool tied = model_.find("output.weight") == nullptr;
+  if (tied && method_.needs_data && !lowbit::spec_of_id(target_format(*model_.find(name), how_.format)).is_float()) {
+    start(lowbit::panel_matrix::from(view_of(*floats), threads_));
+    for (std::size_t i = 0; i < model_.config.layers; ++i) {
+      const auto layer = floats_of_layer(i);
+      if (!layer) return layer.error();
+      layer_weights w;
+      w.attention_norm = layer->attention_norm;
+      w.mlp_norm = layer->mlp_norm;
+      for (std::size_t p = 0; p < part_count; ++p) w.*parts[p].weights = lowbit::panel_matrix::from(view_of(layer->weights[p]), threads_);
+      pass_attention(w);
+      pass_mlp(w);
+    }
+    const auto norm = vector_of("output_norm.weight");
+    if (!norm) return norm.error();
+    for_each_sequence([&](const matrix& x) { about.add(lowbit::view(steps_.normalise(x, *norm))); });
+  }
+  auto w = quantise(name, *floats, about);
+  if (!w) return std::move(w).error();
+  named_weights step;
+  step.emplace(name, *std::move(w));
+  return store.keep(std::move(step));
+}
+
+lowbit::status calibration_pass::quantise_layer(std::size_t layer, step_store& store) {
+  auto floats = floats_of_layer(layer);
+  if (!floats) return std::move(floats).error();
+  layer_weights w;
+  w.attention_norm = floats->attention_norm;
+  w.mlp_norm = floats->mlp_norm;
+  named_weights step;
+  for (const input_group g : input_groups) {
+    if (g == input_group::mlp) pass_attention(w);
+    const lowbit::layer_statistics about = inputs_of(g, w);
+    for (const part p : consumers_of(g)) {
+      const std::string name = layer_name(layer, info_of(p).name);
+      auto q = quantise(name, (*floats)[p], about);
+      if (!q) return std::move(q).error();
+      w.*info_of(p).weights = lowbit::panel_matrix::from(q->view(), threads_);
+      step.emplace(name, *std::move(q));
+    }
+  }
+  pass_mlp(w);
+  for (const auto& [name, vector] : {std::pair{"attn_norm.weight", &w.attention_norm}, std::pair{"ffn_norm.weight", &w.mlp_norm}})
+    step.emplace(layer_name(layer, name), stored_floats(vector->data(), 1, vector->size()));
+  return store.keep(std::move(step));
+}
+
+lowbit::status calibration_pass::quantise_head(step_store& store) {
+  const std::string name = "output.weight";
+  const auto norm = vector_of("output_norm.weight");
+  if (!norm) return norm.error();
+  const auto floats = floats_of(name);
+  if (!floats) return floats.error();
+  lowbit::layer_statistics about(config_.hidden);
+  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(steps_.normalise(x, *norm))); });
+  auto w = quantise(name, *floats, about);
+  if (!w) return std::move(w).error();
+  named_weights step;
+  step.emplace(name, *std::move(w));
+  return store.keep(std::move(step));
+}
+
+lowbit::status calibration_pass::run(step_store& store, const std::function<void(std::size_t, std::size_t)>& progress) {
+  const std::size_t layers = model_.config.layers, steps = 1 + layers + (model_.find("output.weight") != nullptr), before = store.finished();
+  const auto report = [&](std::size_t step) {
+    if (progress) progress(step - std::min(step, before), steps - before);
+  };
+  report(0);
+  if (before == 0)
+    if (lowbit::status s = embed(store); !s) return s;
+  if (before == steps) return lowbit::done{};
+  start(lowbit::panel_matrix::from(store.find("token_embd.weight")->view(), threads_));
+  for (std::size_t i = 0; i < layers; ++i) {
+    report(1 + i);
+    if (1 + i < before) {
+      const auto w = finished_layer(store, i);
+      if (!w) return w.error();
+      pass_attention(*w);
+      pass_mlp(*w);
+    } else if (lowbit::status s = quantise_layer(i, store); !s) {
+      return s;
+    }
+  }
+  report(1 + layers);
+  if (1 + layers < steps && before < steps) return quantise_head(store);
+  return lowbit::done{};
+}
+
+}  // namespace llm
