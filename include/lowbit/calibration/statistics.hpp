@@ -62,6 +62,29 @@ using channel_magnitude = detail::channel_sum<detail::magnitude_term>;
 /// Mean x² of every channel: llama.cpp's importance matrix.
 using channel_importance = detail::channel_sum<detail::square_term>;
 
+/// The largest |x| of every channel: what SmoothQuant balances (Xiao et al. 2023, equation 4). 0 while no token was seen.
+class channel_maximum {
+ public:
+  explicit channel_maximum(std::size_t channels) : most_(Eigen::VectorXf::Zero(static_cast<Eigen::Index>(channels))) {}
+  void add(matrix_view<const float> x) {
+    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == most_.size());
+    if (x.empty()) return;
+    most_ = most_.cwiseMax(detail::as_eigen(x).cwiseAbs().colwise().maxCoeff().transpose());
+    tokens_ += x.rows;
+  }
+  void merge(const channel_maximum& other) {
+    most_ = most_.cwiseMax(other.most_);
+    tokens_ += other.tokens_;
+  }
+  [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
+  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(most_.size()); }
+  [[nodiscard]] const Eigen::VectorXf& maximum() const noexcept { return most_; }
+
+ private:
+  Eigen::VectorXf most_;
+  std::size_t tokens_ = 0;
+};
+
 /// H = (2 / tokens) Σ x xᵀ: what GPTQ needs (Frantar et al. 2023, equation 1).
 class hessian {
  public:
@@ -125,6 +148,9 @@ class calibrated<> {
   template <class T>
   static constexpr bool has = false;
 };
+
+/// What every method of this library asks of a layer.
+using layer_statistics = calibrated<hessian, channel_magnitude, channel_importance, channel_maximum>;
 
 /// No data at all: what round-to-nearest needs.
 using uncalibrated = calibrated<>;

@@ -6,29 +6,58 @@
 
 namespace lowbit {
 
-/// The methods that need no data.
+/// The methods by which weights are quantised.
 enum class method : std::uint8_t {
-  rtn,  ///< each format's standard fit: ggml's reference for GGUF's types, minmax for the others
-  mse   ///< mse_search<20>
+  rtn,  ///< round to nearest with each format's standard fit: ggml's reference for GGUF's types, minmax for the others
+  mse,  ///< round to nearest with mse_search<20>
+  gptq  ///< error feedback; needs statistics of the layer's inputs
 };
+
+inline constexpr std::array<std::pair<std::string_view, method>, 3> method_names{{{"rtn", method::rtn}, {"mse", method::mse}, {"gptq", method::gptq}}};
 
 /// The method of that name, or nothing.
 constexpr std::optional<method> find_method(std::string_view name) noexcept {
-  if (name == "rtn") return method::rtn;
-  if (name == "mse") return method::mse;
+  for (const auto& [known, m] : method_names)
+    if (known == name) return m;
   return std::nullopt;
 }
 
-/// Quantises a [out, in] matrix; fails on a weight that is not finite, naming its row and column.
+/// Whether a method needs statistics of the layer's inputs.
+constexpr bool needs_data(method m) noexcept { return m == method::gptq; }
+
+namespace detail {
+template <fit_policy Fit, rounding Rounding, class Stats, executor E>
+result<quantised> quantise_by(const format_spec& s, matrix_view<const float> weights, const Stats& stats, E& executor) {
+  if (auto bad = find_non_finite(weights)) return *std::move(bad);
+  quantised q{packed_matrix(s, weights.rows, weights.cols), {}};
+  quantise_rows<Fit, Rounding>(s, weights, stats, q.weights, executor);
+  return q;
+}
+}  // namespace detail
+
+/// Quantises a [out, in] matrix with what is known of its inputs. Fails on a weight that is not finite, naming its row and column, and
+/// where the statistics are of another number of channels than the matrix has.
+template <executor E>
+result<quantised> quantise(format_id id, method how, matrix_view<const float> weights, const layer_statistics& statistics, E& executor) {
+  const format_spec& s = spec_of_id(id);
+  const std::size_t channels = statistics.get<hessian>().channels();
+  if (needs_data(how) && channels != weights.cols)
+    return failure{errc::shape, "statistics of " + std::to_string(channels) + " channels for a matrix with " + std::to_string(weights.cols)};
+  switch (how) {
+    case method::rtn: break;
+    case method::mse: return detail::quantise_by<mse_search<20>, round_nearest>(s, weights, uncalibrated(), executor);
+    case method::gptq: return detail::quantise_by<standard, round_nearest>(s, weights, statistics, executor);
+  }
+  return detail::quantise_by<standard, round_nearest>(s, weights, uncalibrated(), executor);
+}
+
+/// The same without data: fails (unsupported) on a method that needs them.
 template <executor E>
 result<packed_matrix> quantise(format_id id, method how, matrix_view<const float> weights, E& executor) {
-  const format_spec& s = spec_of_id(id);
-  if (auto bad = detail::find_non_finite(weights)) return *std::move(bad);
-  packed_matrix out(s, weights.rows, weights.cols);
-  const uncalibrated none;
-  if (how == method::mse) detail::quantise_rows<mse_search<20>, round_nearest>(s, weights, none, out, executor);
-  else detail::quantise_rows<standard, round_nearest>(s, weights, none, out, executor);
-  return out;
+  if (needs_data(how)) return failure{errc::unsupported, "this method needs statistics of the layer's inputs"};
+  auto q = quantise(id, how, weights, layer_statistics(0), executor);
+  if (!q) return std::move(q).error();
+  return std::move(q->weights);
 }
 
 }  // namespace lowbit
