@@ -16,7 +16,8 @@ namespace llm {
 
 /// The matrices of a layer.
 enum class part : unsigned char { query, key, value, output, gate, up, down };
-inline constexpr std::size_t part_count = 7;
+inline constexpr std::array all_parts{part::query, part::key, part::value, part::output, part::gate, part::up, part::down};
+inline constexpr std::size_t part_count = all_parts.size();
 
 struct part_info {
   std::string_view name;                            ///< of the tensor, after "blk.N."
@@ -49,14 +50,13 @@ inline constexpr std::array<input_group, 4> input_groups{input_group::attention,
 
 /// The matrices that read a group's activations.
 constexpr std::span<const part> consumers_of(input_group g) noexcept {
-  constexpr static part attention[]{part::query, part::key, part::value}, output[]{part::output}, mlp[]{part::gate, part::up}, down[]{part::down};
   switch (g) {
-    case input_group::attention: return attention;
-    case input_group::attention_output: return output;
-    case input_group::mlp: return mlp;
-    case input_group::mlp_output: return down;
+    case input_group::attention: return std::span(all_parts).subspan(0, 3);
+    case input_group::attention_output: return std::span(all_parts).subspan(3, 1);
+    case input_group::mlp: return std::span(all_parts).subspan(4, 2);
+    case input_group::mlp_output: break;
   }
-  return {};
+  return std::span(all_parts).subspan(6, 1);
 }
 
 /// How many channels the activations of a group have.
@@ -65,9 +65,9 @@ constexpr std::size_t channels_of(input_group g, const model_config& c) noexcept
     case input_group::attention:
     case input_group::mlp: return c.hidden;
     case input_group::attention_output: return c.query_size();
-    case input_group::mlp_output: return c.intermediate;
+    case input_group::mlp_output: break;
   }
-  return 0;
+  return c.intermediate;
 }
 
 /// Which of its producer's outputs a channel of a group comes from. Several channels may share one: with grouped queries a value row

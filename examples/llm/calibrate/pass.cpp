@@ -27,10 +27,6 @@ weights stored_floats(const float* values, std::size_t rows, std::size_t cols) {
   return weights{std::move(out)};
 }
 
-lowbit::packed_view view_of(const matrix& m) {
-  return {&lowbit::spec_of<lowbit::f32>, m.rows(), m.cols(), reinterpret_cast<const std::uint8_t*>(m.row(0))};
-}
-
 }  // namespace
 
 calibration_pass::calibration_pass(const checkpoint& model, const requantisation& how, const recipe& method, const calibration_samples& samples,
@@ -70,12 +66,13 @@ lowbit::result<float_layer> calibration_pass::floats_of_layer(std::size_t layer)
   return out;
 }
 
-lowbit::result<weights> calibration_pass::quantise(const std::string& name, const matrix& w, const lowbit::layer_statistics& about) const {
+lowbit::result<weights> calibration_pass::quantise(const std::string& name, const matrix& w, const lowbit::layer_statistics* about) const {
   const lowbit::format_id format = target_format(*model_.find(name), how_.format);
   if (format == lowbit::id_of<lowbit::f32>()) return stored_floats(w.row(0), w.rows(), w.cols());
-  auto packed = lowbit::quantise(format, method_.method, lowbit::view(w), about, threads_);
+  auto packed = about != nullptr ? quantise_by(method_, format, lowbit::view(w), *about, threads_)
+                                 : lowbit::quantise(format, method_.without_data, lowbit::view(w), threads_);
   if (!packed) return lowbit::failure{packed.error().kind, "tensor " + name + ": " + packed.error().message};
-  return weights{std::move(packed->weights)};
+  return weights{*std::move(packed)};
 }
 
 lowbit::result<layer_weights> calibration_pass::finished_layer(const step_store& store, std::size_t layer) const {
@@ -86,6 +83,10 @@ lowbit::result<layer_weights> calibration_pass::finished_layer(const step_store&
   }
   for (const part_info& p : parts) out.*p.weights = lowbit::panel_matrix::from(store.find(layer_name(layer, p.name))->view(), threads_);
   return out;
+}
+
+lowbit::panel_matrix calibration_pass::panels_of(const matrix& m) const {
+  return lowbit::panel_matrix::from({&lowbit::spec_of<lowbit::f32>, m.rows(), m.cols(), reinterpret_cast<const std::uint8_t*>(m.row(0))}, threads_);
 }
 
 // ---- hidden states
@@ -117,7 +118,7 @@ const matrix& calibration_pass::inputs_of(input_group g, const layer_weights& w,
   return steps_.gate(steps_.normalise(x, w.mlp_norm), w);
 }
 
-lowbit::layer_statistics calibration_pass::inputs_of(input_group g, const layer_weights& w) {
+lowbit::layer_statistics calibration_pass::statistics_of(input_group g, const layer_weights& w) {
   lowbit::layer_statistics about(channels_of(g, config_));
   for_each_sequence([&](const matrix& x) { about.add(lowbit::view(inputs_of(g, w, x))); });
   return about;
@@ -133,29 +134,40 @@ void calibration_pass::pass_mlp(const layer_weights& w) {
 
 // ---- the steps
 
-lowbit::status calibration_pass::embed(step_store& store) {
+lowbit::result<lowbit::layer_statistics> calibration_pass::final_statistics() {
+  const auto norm = vector_of("output_norm.weight");
+  if (!norm) return norm.error();
+  lowbit::layer_statistics about(config_.hidden);
+  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(steps_.normalise(x, *norm))); });
+  return about;
+}
+
+lowbit::status calibration_pass::pass_unquantised(const matrix& embedding) {
+  start(panels_of(embedding));
+  for (std::size_t i = 0; i < model_.config.layers; ++i) {
+    const auto floats = floats_of_layer(i);
+    if (!floats) return floats.error();
+    layer_weights w{floats->attention_norm, floats->mlp_norm, {}, {}, {}, {}, {}, {}, {}};
+    for (const part p : all_parts) w.*info_of(p).weights = panels_of((*floats)[p]);
+    pass_attention(w);
+    pass_mlp(w);
+  }
+  return lowbit::done{};
+}
+
+lowbit::status calibration_pass::quantise_embedding(step_store& store) {
   const std::string name = "token_embd.weight";
   const auto floats = floats_of(name);
   if (!floats) return floats.error();
-  lowbit::layer_statistics about(config_.hidden);
+  std::optional<lowbit::layer_statistics> about;
   const bool tied = model_.find("output.weight") == nullptr;
-  if (tied && method_.needs_data && !lowbit::spec_of_id(target_format(*model_.find(name), how_.format)).is_float()) {
-    start(lowbit::panel_matrix::from(view_of(*floats), threads_));
-    for (std::size_t i = 0; i < model_.config.layers; ++i) {
-      const auto layer = floats_of_layer(i);
-      if (!layer) return layer.error();
-      layer_weights w;
-      w.attention_norm = layer->attention_norm;
-      w.mlp_norm = layer->mlp_norm;
-      for (std::size_t p = 0; p < part_count; ++p) w.*parts[p].weights = lowbit::panel_matrix::from(view_of(layer->weights[p]), threads_);
-      pass_attention(w);
-      pass_mlp(w);
-    }
-    const auto norm = vector_of("output_norm.weight");
-    if (!norm) return norm.error();
-    for_each_sequence([&](const matrix& x) { about.add(lowbit::view(steps_.normalise(x, *norm))); });
+  if (tied && !lowbit::spec_of_id(target_format(*model_.find(name), how_.format)).is_float()) {
+    if (lowbit::status s = pass_unquantised(*floats); !s) return s;
+    auto found = final_statistics();
+    if (!found) return std::move(found).error();
+    about = *std::move(found);
   }
-  auto w = quantise(name, *floats, about);
+  auto w = quantise(name, *floats, about ? &*about : nullptr);
   if (!w) return std::move(w).error();
   named_weights step;
   step.emplace(name, *std::move(w));
@@ -171,10 +183,10 @@ lowbit::status calibration_pass::quantise_layer(std::size_t layer, step_store& s
   named_weights step;
   for (const input_group g : input_groups) {
     if (g == input_group::mlp) pass_attention(w);
-    const lowbit::layer_statistics about = inputs_of(g, w);
+    const lowbit::layer_statistics about = statistics_of(g, w);
     for (const part p : consumers_of(g)) {
       const std::string name = layer_name(layer, info_of(p).name);
-      auto q = quantise(name, (*floats)[p], about);
+      auto q = quantise(name, (*floats)[p], &about);
       if (!q) return std::move(q).error();
       w.*info_of(p).weights = lowbit::panel_matrix::from(q->view(), threads_);
       step.emplace(name, *std::move(q));
@@ -188,13 +200,11 @@ lowbit::status calibration_pass::quantise_layer(std::size_t layer, step_store& s
 
 lowbit::status calibration_pass::quantise_head(step_store& store) {
   const std::string name = "output.weight";
-  const auto norm = vector_of("output_norm.weight");
-  if (!norm) return norm.error();
   const auto floats = floats_of(name);
   if (!floats) return floats.error();
-  lowbit::layer_statistics about(config_.hidden);
-  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(steps_.normalise(x, *norm))); });
-  auto w = quantise(name, *floats, about);
+  const auto about = final_statistics();
+  if (!about) return about.error();
+  auto w = quantise(name, *floats, &*about);
   if (!w) return std::move(w).error();
   named_weights step;
   step.emplace(name, *std::move(w));
@@ -208,7 +218,7 @@ lowbit::status calibration_pass::run(step_store& store, const std::function<void
   };
   report(0);
   if (before == 0)
-    if (lowbit::status s = embed(store); !s) return s;
+    if (lowbit::status s = quantise_embedding(store); !s) return s;
   if (before == steps) return lowbit::done{};
   start(lowbit::panel_matrix::from(store.find("token_embd.weight")->view(), threads_));
   for (std::size_t i = 0; i < layers; ++i) {

@@ -34,16 +34,20 @@ class calibration_pass {
   lowbit::result<std::vector<float>> vector_of(const std::string& name) const;
   lowbit::result<float_layer> floats_of_layer(std::size_t layer) const;
   lowbit::result<layer_weights> finished_layer(const step_store& store, std::size_t layer) const;
-  lowbit::result<weights> quantise(const std::string& name, const matrix& w, const lowbit::layer_statistics& about) const;
+  lowbit::result<weights> quantise(const std::string& name, const matrix& w, const lowbit::layer_statistics* about) const;
 
-  lowbit::status embed(step_store& store);
+  lowbit::panel_matrix panels_of(const matrix& m) const;
+
+  lowbit::status pass_unquantised(const matrix& embedding);
+  lowbit::status quantise_embedding(step_store& store);
   lowbit::status quantise_layer(std::size_t layer, step_store& store);
   lowbit::status quantise_head(step_store& store);
 
   void start(const lowbit::panel_matrix& embedding);
   template <class F>
   void for_each_sequence(F&& f);
-  lowbit::layer_statistics inputs_of(input_group g, const layer_weights& w);
+  lowbit::layer_statistics statistics_of(input_group g, const layer_weights& w);
+  lowbit::result<lowbit::layer_statistics> final_statistics();
   const matrix& inputs_of(input_group g, const layer_weights& w, const matrix& x);
   void pass_attention(const layer_weights& w);
   void pass_mlp(const layer_weights& w);
@@ -57,7 +61,6 @@ class calibration_pass {
   kv_cache cache_;
   layer_steps steps_;
   std::vector<matrix> states_;      // hidden states, by sequence
-  std::function<void(double)> advance_;
 };
 
 }  // namespace llm

@@ -1,12 +1,18 @@
-// `lowbit quantise IN OUT --format F [--method M]`
+// `lowbit quantise IN OUT --format F [--method M [--calibration TEXT]]`
+//
+// Methods without data go through the file tensor by tensor. The others calibrate layer by layer, and keep finished layers in a work folder
+// beside the output, from which --resume goes on after an interruption.
+#include "../calibrate/hash.hpp"
+#include "../calibrate/pass.hpp"
 #include "../files/save.hpp"
-#include "commands.hpp"
+#include "calibration.hpp"
 #include "progress.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include <chrono>
+#include <filesystem>
 #include <sys/resource.h>
 
 namespace llm {
@@ -14,6 +20,8 @@ namespace {
 
 struct options {
   std::string in, out, format, method = "rtn";
+  calibration_options calibration;
+  bool resume = false;
 };
 
 // The most memory this process has had, in bytes.
@@ -23,10 +31,69 @@ std::size_t peak_memory() {
   return static_cast<std::size_t>(usage.ru_maxrss) * 1024;
 }
 
+/// Where the finished steps for an output are kept.
+std::filesystem::path work_folder_of(const std::string& out) {
+  std::filesystem::path path = std::filesystem::path{out}.lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();  // "name/"
+  return path.parent_path() / ("." + path.filename().string() + ".unfinished");
+}
+
+/// Of everything that decides what the quantised weights are.
+lowbit::result<std::uint64_t> hash_of(const checkpoint& model, const options& o, const calibration_samples& samples) {
+  hasher h;
+  h.add(o.format);
+  h.add(o.method);
+  h.add(samples.hash);
+  h.add(samples.seed);
+  for (const tensor& t : model.tensors) {
+    const auto w = t.read();
+    if (!w) return w.error();
+    h.add(t.name);
+    h.add({w->view().data, w->view().size_bytes()});
+    if (t.forget) t.forget();
+  }
+  return h.value();
+}
+
+/// What a calibrated run has to say afterwards.
+struct calibrated_run {
+  std::size_t bytes;         ///< written
+  std::string description;   ///< of the samples
+};
+
+lowbit::result<calibrated_run> quantise_calibrated(checkpoint& model, const options& o, const recipe& method, const requantisation& how, thread_pool& threads) {
+  if (o.calibration.text.empty())
+    return lowbit::failure{lowbit::errc::bad_value, "method " + o.method + " needs a text to calibrate on: --calibration TEXT"};
+  if (container_of(model, how.format) == container::none) return save_model(o.out, model, how.format, stored).error();
+  if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
+  const auto words = tokeniser::from(model.words);
+  if (!words) return words.error();
+  const auto samples = read_samples(o.calibration, *words, model.config);
+  if (!samples) return samples.error();
+  const auto hash = hash_of(model, o, *samples);
+  if (!hash) return hash.error();
+  auto store = step_store::in_folder(work_folder_of(o.out), *hash, o.resume);
+  if (!store) return std::move(store).error();
+
+  samples->disclose(model.notes);
+  last_words = "\nlowbit: stopped; finished layers are kept, and the same command with --resume goes on\n";
+  progress bar{"calibrating"};
+  calibration_pass pass{model, how, method, *samples, threads};
+  if (lowbit::status s = pass.run(*store, std::ref(bar)); !s) return std::move(s).error();
+  const auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
+    if (const weights* const w = store->find(t.name)) return weights{w->view()};
+    return requantise(t, how, threads);
+  });
+  last_words = nullptr;
+  if (!bytes) return bytes.error();
+  store->remove();
+  return calibrated_run{*bytes, samples->description()};
+}
+
 lowbit::status run(const options& o, const common_options& common) {
   const auto format = format_named(o.format);
   if (!format) return format.error();
-  const auto method = method_named(o.method);
+  const auto method = recipe_named(o.method);
   if (!method) return method.error();
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
@@ -34,11 +101,21 @@ lowbit::status run(const options& o, const common_options& common) {
   const auto began = std::chrono::steady_clock::now();
   const std::size_t memory_before = peak_memory();
   thread_pool threads{common.threads};
-  const requantisation how = plan_for(*model, *format, *method);
-  progress bar{"quantising"};
-  const auto bytes = save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
-  bar.clear();
-  if (!bytes) return bytes.error();
+  const requantisation how = plan_for(*model, *format, method->method);
+  model->notes.set("lowbit.method", o.method);
+  std::string calibrated_on;
+  std::size_t bytes = 0;
+  if (method->needs_data) {
+    auto done = quantise_calibrated(*model, o, *method, how, threads);
+    if (!done) return std::move(done).error();
+    bytes = done->bytes;
+    calibrated_on = std::move(done->description);
+  } else {
+    progress bar{"quantising"};
+    const auto written = save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
+    if (!written) return written.error();
+    bytes = *written;
+  }
 
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   std::size_t parameters = 0, largest = 0, in_bytes = 0;
@@ -50,15 +127,17 @@ lowbit::status run(const options& o, const common_options& common) {
   const std::size_t arithmetic = static_cast<std::size_t>(static_cast<double>(parameters) * lowbit::spec_of_id(*format).bits_per_weight() / 8.0);
   const std::size_t peak = peak_memory();
   if (common.json) {
-    const nlohmann::ordered_json j{{"format", lowbit::spec_of_id(*format).name}, {"method", o.method}, {"parameters", parameters}, {"file_bytes", *bytes},
+    const nlohmann::ordered_json j{{"format", lowbit::spec_of_id(*format).name}, {"method", o.method}, {"parameters", parameters}, {"file_bytes", bytes},
                                    {"arithmetic_bytes", arithmetic}, {"source_bytes", in_bytes}, {"seconds", seconds}, {"peak_memory_bytes", peak},
-                                   {"memory_before_bytes", memory_before}, {"largest_tensor_float_bytes", largest}};
+                                   {"memory_before_bytes", memory_before}, {"largest_tensor_float_bytes", largest},
+                                   {"calibrated_on", calibrated_on.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(calibrated_on)}};
     fmt::print("{}\n", j.dump(2));
     return lowbit::done{};
   }
   const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };
-  fmt::print("{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, mb(*bytes), parameters,
+  fmt::print("{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, mb(bytes), parameters,
              lowbit::spec_of_id(*format).bits_per_weight(), mb(arithmetic));
+  if (!calibrated_on.empty()) fmt::print("calibrated on {}\n", calibrated_on);
   fmt::print("{:.2f} s; peak memory {:.0f} MB, of which {:.0f} MB before the first tensor; the largest tensor is {:.0f} MB as floats\n", seconds,
              mb(peak), mb(memory_before), mb(largest));
   return lowbit::done{};
@@ -72,7 +151,9 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("in", o->in, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
   c->add_option("--format", o->format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ...")->required();
-  c->add_option("--method", o->method, "rtn: each format's reference; mse: a search for the scale with the least squared error")->capture_default_str();
+  c->add_option("--method", o->method, recipe_names())->capture_default_str();
+  add_calibration(*c, o->calibration, "");
+  c->add_flag("--resume", o->resume, "Go on with the same command's interrupted work: finished layers are kept beside the output until it is whole");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

@@ -50,6 +50,7 @@ struct checkpoint {
   vocabulary words;
   std::vector<tensor> tensors;             ///< in the file's order
   std::optional<lowbit::gguf_metadata> metadata;  ///< as the file has it, if it is GGUF
+  lowbit::gguf_metadata notes;                    ///< how it was quantised: for the metadata of files that are written
 
   [[nodiscard]] const tensor* find(std::string_view wanted) const noexcept {
     for (const tensor& t : tensors)
