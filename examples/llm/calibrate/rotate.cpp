@@ -78,9 +78,9 @@ checkpoint rotated(checkpoint model, std::uint64_t seed, thread_pool& threads) {
     out.tensors.push_back(*out.find("token_embd.weight"));
     out.tensors.back().name = "output.weight";
   }
-  for (std::size_t i = 0; i < out.tensors.size(); ++i) {
-    tensor& t = out.tensors[i];
-    const tensor* const source = &plan->model.tensors[i < plan->model.tensors.size() ? i : static_cast<std::size_t>(plan->model.find("token_embd.weight") - plan->model.tensors.data())];
+  for (tensor& t : out.tensors) {
+    const tensor* source = plan->model.find(t.name);
+    if (source == nullptr) source = plan->model.find("token_embd.weight");
     t.spec = &lowbit::spec_of<lowbit::f32>;
     t.bytes = t.rows * t.cols * sizeof(float);
     t.read = [plan, source, name = t.name] { return rotate(*plan, *source, name); };
