@@ -8,7 +8,10 @@
 
 #include "../engine/layer.hpp"
 
+#include <lowbit/quantise/transform.hpp>
+
 #include <array>
+#include <numeric>
 #include <span>
 #include <string_view>
 
@@ -70,12 +73,27 @@ constexpr std::size_t channels_of(input_group g, const model_config& c) noexcept
   return c.intermediate;
 }
 
-/// Which of its producer's outputs a channel of a group comes from. Several channels may share one: with grouped queries a value row
-/// feeds every query head of its group, and a scaling has to be the same for all of them.
-constexpr std::size_t producer_channel(input_group g, const model_config& c, std::size_t channel) noexcept {
-  if (g != input_group::attention_output) return channel;
-  const std::size_t head = channel / c.head_dim, shared = c.heads / c.kv_heads;
-  return head / shared * c.head_dim + channel % c.head_dim;
+/// Which of its producer's channels each of a group's comes from, where the producer is a matrix; empty: a norm's, one by one. With grouped
+/// queries a value feeds every query head of its group, so a scaling has to be the same for all of them.
+inline std::vector<std::uint32_t> producer_channels(input_group g, const model_config& c) {
+  if (g == input_group::attention_output) return lowbit::grouped_query_channels(c.heads, c.kv_heads, c.head_dim);
+  if (g != input_group::mlp_output) return {};
+  std::vector<std::uint32_t> one_by_one(c.intermediate);
+  std::iota(one_by_one.begin(), one_by_one.end(), 0u);
+  return one_by_one;
+}
+
+/// Multiplies a group's columns by scales and divides what produces its channels by them: the layer computes the same. `from` as
+/// producer_channels gives it; channels with the same number must have the same scale. Empty scales: nothing.
+inline void fold(float_layer& layer, input_group g, const lowbit::input_scales& scales, std::span<const std::uint32_t> from) {
+  for (const part p : consumers_of(g)) lowbit::multiply_columns(lowbit::view(layer[p]), scales);
+  const lowbit::input_scales produced = from.empty() ? scales : lowbit::producer_scales(scales, from);
+  switch (g) {
+    case input_group::attention: return lowbit::divide_norm(layer.attention_norm, {}, produced);
+    case input_group::attention_output: return lowbit::divide_rows(lowbit::view(layer[part::value]), {}, produced);
+    case input_group::mlp: return lowbit::divide_norm(layer.mlp_norm, {}, produced);
+    case input_group::mlp_output: return lowbit::divide_rows(lowbit::view(layer[part::up]), {}, produced);
+  }
 }
 
 }  // namespace llm

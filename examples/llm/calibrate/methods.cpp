@@ -1,5 +1,8 @@
 #include "methods.hpp"
 
+#include <lowbit/quantise/activation_aware.hpp>
+#include <lowbit/quantise/smooth.hpp>
+
 #include <array>
 
 namespace llm {
@@ -11,9 +14,30 @@ constexpr std::array recipes{
     recipe{.name = "rtn"},
     recipe{.name = "mse", .method = method::mse, .without_data = method::mse},
     recipe{.name = "gptq", .method = method::gptq, .needs_data = true},
+    recipe{.name = "awq", .method = method::mse, .needs_data = true, .channels = channel_scaling::activation_aware},
+    recipe{.name = "awq+gptq", .method = method::gptq, .needs_data = true, .channels = channel_scaling::activation_aware},
+    recipe{.name = "smooth", .needs_data = true, .channels = channel_scaling::smooth},
+    recipe{.name = "rotate", .rotated = true},
+    recipe{.name = "rotate+gptq", .method = method::gptq, .needs_data = true, .rotated = true},
 };
 
 }  // namespace
+
+lowbit::input_scales scales_of(const recipe& r, lowbit::format_id format, lowbit::consumer_group consumers, const lowbit::layer_statistics& about,
+                               std::span<const std::uint32_t> tied, thread_pool& threads) {
+  switch (r.channels) {
+    case channel_scaling::none: break;
+    case channel_scaling::smooth:
+      if (tied.empty()) return lowbit::smooth_scales(consumers, about.get<lowbit::channel_maximum>());
+      break;  // its authors scale only what a norm produces
+    case channel_scaling::activation_aware: {
+      lowbit::scale_search_options options;
+      options.tied = tied;
+      return lowbit::search_scales<>(lowbit::spec_of_id(format), consumers, about, threads, options).scales;
+    }
+  }
+  return {};
+}
 
 lowbit::result<lowbit::packed_matrix> quantise_by(const recipe& r, lowbit::format_id format, lowbit::matrix_view<const float> w,
                                                   const lowbit::layer_statistics& about, thread_pool& threads) {

@@ -174,24 +174,54 @@ lowbit::status calibration_pass::quantise_embedding(step_store& store) {
   return store.keep(std::move(step));
 }
 
+void calibration_pass::scale(input_group g, float_layer& floats, std::size_t layer, lowbit::layer_statistics& about) {
+  std::vector<lowbit::matrix_view<const float>> consumers;
+  for (const part p : consumers_of(g)) consumers.push_back(lowbit::view(std::as_const(floats)[p]));
+  const std::vector<std::uint32_t> from = producer_channels(g, config_);
+  const tensor& first = *model_.find(layer_name(layer, info_of(consumers_of(g)[0]).name));
+  const lowbit::input_scales scales = scales_of(method_, target_format(first, how_.format), consumers, about, from, threads_);
+  fold(floats, g, scales, from);
+  about.divide(scales);
+}
+
+lowbit::status calibration_pass::quantise_group(input_group g, const float_layer& floats, std::size_t layer, const lowbit::layer_statistics& about,
+                                                layer_weights& w, named_weights& step) {
+  for (const part p : consumers_of(g)) {
+    const std::string name = layer_name(layer, info_of(p).name);
+    auto q = quantise(name, floats[p], &about);
+    if (!q) return std::move(q).error();
+    w.*info_of(p).weights = lowbit::panel_matrix::from(q->view(), threads_);
+    step.emplace(name, *std::move(q));
+  }
+  return lowbit::done{};
+}
+
+lowbit::status calibration_pass::quantise_half(input_group first, input_group second, float_layer& floats, std::size_t layer, layer_weights& w,
+                                               named_weights& step) {
+  std::vector<float>& norm = first == input_group::attention ? w.attention_norm : w.mlp_norm;
+  const std::vector<float>& folded = first == input_group::attention ? floats.attention_norm : floats.mlp_norm;
+  norm = folded;
+  lowbit::layer_statistics about = statistics_of(first, w);
+  if (method_.channels != channel_scaling::none) {
+    // All scales are chosen before anything is rounded, since the second group's are folded into a matrix of the first.
+    scale(first, floats, layer, about);
+    norm = folded;
+    for (const part p : consumers_of(first)) w.*info_of(p).weights = panels_of(floats[p]);
+    lowbit::layer_statistics behind = statistics_of(second, w);
+    scale(second, floats, layer, behind);
+  }
+  if (lowbit::status s = quantise_group(first, floats, layer, about, w, step); !s) return s;
+  return quantise_group(second, floats, layer, statistics_of(second, w), w, step);
+}
+
 lowbit::status calibration_pass::quantise_layer(std::size_t layer, step_store& store) {
   auto floats = floats_of_layer(layer);
   if (!floats) return std::move(floats).error();
   layer_weights w;
-  w.attention_norm = floats->attention_norm;
-  w.mlp_norm = floats->mlp_norm;
   named_weights step;
-  for (const input_group g : input_groups) {
-    if (g == input_group::mlp) pass_attention(w);
-    const lowbit::layer_statistics about = statistics_of(g, w);
-    for (const part p : consumers_of(g)) {
-      const std::string name = layer_name(layer, info_of(p).name);
-      auto q = quantise(name, (*floats)[p], &about);
-      if (!q) return std::move(q).error();
-      w.*info_of(p).weights = lowbit::panel_matrix::from(q->view(), threads_);
-      step.emplace(name, *std::move(q));
-    }
-  }
+  if (auto s = quantise_half(input_group::attention, input_group::attention_output, *floats, layer, w, step); !s) return s;
+  pass_attention(w);
+  if (auto s = quantise_half(input_group::mlp, input_group::mlp_output, *floats, layer, w, step); !s) return s;
   pass_mlp(w);
   for (const auto& [name, vector] : {std::pair{"attn_norm.weight", &w.attention_norm}, std::pair{"ffn_norm.weight", &w.mlp_norm}})
     step.emplace(layer_name(layer, name), stored_floats(vector->data(), 1, vector->size()));

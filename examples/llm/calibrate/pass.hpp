@@ -41,6 +41,10 @@ class calibration_pass {
   lowbit::status pass_unquantised(const matrix& embedding);
   lowbit::status quantise_embedding(step_store& store);
   lowbit::status quantise_layer(std::size_t layer, step_store& store);
+  lowbit::status quantise_half(input_group first, input_group second, float_layer& floats, std::size_t layer, layer_weights& w, named_weights& step);
+  lowbit::status quantise_group(input_group g, const float_layer& floats, std::size_t layer, const lowbit::layer_statistics& about, layer_weights& w,
+                                named_weights& step);
+  void scale(input_group g, float_layer& floats, std::size_t layer, lowbit::layer_statistics& about);
   lowbit::status quantise_head(step_store& store);
 
   void start(const lowbit::panel_matrix& embedding);

@@ -4,6 +4,7 @@
 // beside the output, from which --resume goes on after an interruption.
 #include "../calibrate/hash.hpp"
 #include "../calibrate/pass.hpp"
+#include "../calibrate/rotate.hpp"
 #include "../files/save.hpp"
 #include "calibration.hpp"
 #include "progress.hpp"
@@ -41,10 +42,9 @@ std::filesystem::path work_folder_of(const std::string& out) {
 /// Of everything that decides what the quantised weights are.
 lowbit::result<std::uint64_t> hash_of(const checkpoint& model, const options& o, const calibration_samples& samples) {
   hasher h;
-  h.add(o.format);
-  h.add(o.method);
+  for (const std::string& text : {o.format, o.method}) h.add(text);
+  h.add(o.calibration.plan.seed);
   h.add(samples.hash);
-  h.add(samples.seed);
   for (const tensor& t : model.tensors) {
     const auto w = t.read();
     if (!w) return w.error();
@@ -55,39 +55,39 @@ lowbit::result<std::uint64_t> hash_of(const checkpoint& model, const options& o,
   return h.value();
 }
 
-/// What a calibrated run has to say afterwards.
-struct calibrated_run {
-  std::size_t bytes;         ///< written
-  std::string description;   ///< of the samples
+/// What the methods with data need besides the model.
+struct calibrated_work {
+  calibration_samples samples;
+  step_store store;
 };
 
-lowbit::result<calibrated_run> quantise_calibrated(checkpoint& model, const options& o, const recipe& method, const requantisation& how, thread_pool& threads) {
+lowbit::result<calibrated_work> prepare(const checkpoint& model, const options& o) {
   if (o.calibration.text.empty())
     return lowbit::failure{lowbit::errc::bad_value, "method " + o.method + " needs a text to calibrate on: --calibration TEXT"};
-  if (container_of(model, how.format) == container::none) return save_model(o.out, model, how.format, stored).error();
-  if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
   const auto words = tokeniser::from(model.words);
   if (!words) return words.error();
-  const auto samples = read_samples(o.calibration, *words, model.config);
-  if (!samples) return samples.error();
+  auto samples = read_samples(o.calibration, *words, model.config);
+  if (!samples) return std::move(samples).error();
   const auto hash = hash_of(model, o, *samples);
   if (!hash) return hash.error();
   auto store = step_store::in_folder(work_folder_of(o.out), *hash, o.resume);
   if (!store) return std::move(store).error();
+  return calibrated_work{*std::move(samples), *std::move(store)};
+}
 
-  samples->disclose(model.notes);
+/// Calibrates and writes; the bytes written. The finished steps go when the output is whole.
+lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const options& o, const recipe& method, const requantisation& how,
+                                                calibrated_work& work, thread_pool& threads) {
   last_words = "\nlowbit: stopped; finished layers are kept, and the same command with --resume goes on\n";
   progress bar{"calibrating"};
-  calibration_pass pass{model, how, method, *samples, threads};
-  if (lowbit::status s = pass.run(*store, std::ref(bar)); !s) return std::move(s).error();
-  const auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
-    if (const weights* const w = store->find(t.name)) return weights{w->view()};
+  if (lowbit::status s = calibration_pass{model, how, method, work.samples, threads}.run(work.store, std::ref(bar)); !s) return std::move(s).error();
+  auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
+    if (const weights* const w = work.store.find(t.name)) return weights{w->view()};
     return requantise(t, how, threads);
   });
   last_words = nullptr;
-  if (!bytes) return bytes.error();
-  store->remove();
-  return calibrated_run{*bytes, samples->description()};
+  if (bytes) work.store.remove();
+  return bytes;
 }
 
 lowbit::status run(const options& o, const common_options& common) {
@@ -101,21 +101,23 @@ lowbit::status run(const options& o, const common_options& common) {
   const auto began = std::chrono::steady_clock::now();
   const std::size_t memory_before = peak_memory();
   thread_pool threads{common.threads};
-  const requantisation how = plan_for(*model, *format, method->method);
-  model->notes.set("lowbit.method", o.method);
-  std::string calibrated_on;
-  std::size_t bytes = 0;
+  if (lowbit::status valid = check_model(*model); !valid) return valid;
+  if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
+  std::optional<calibrated_work> work;
   if (method->needs_data) {
-    auto done = quantise_calibrated(*model, o, *method, how, threads);
-    if (!done) return std::move(done).error();
-    bytes = done->bytes;
-    calibrated_on = std::move(done->description);
-  } else {
-    progress bar{"quantising"};
-    const auto written = save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
-    if (!written) return written.error();
-    bytes = *written;
+    auto prepared = prepare(*model, o);
+    if (!prepared) return std::move(prepared).error();
+    work = *std::move(prepared);
+    work->samples.disclose(model->notes);
   }
+  model->notes.set("lowbit.method", o.method);
+  if (method->rotated) *model = rotated(*std::move(model), o.calibration.plan.seed, threads);
+  const requantisation how = plan_for(*model, *format, method->method);
+  progress bar{"quantising"};
+  const auto bytes = work ? quantise_calibrated(*model, o, *method, how, *work, threads)
+                          : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
+  bar.clear();
+  if (!bytes) return bytes.error();
 
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   std::size_t parameters = 0, largest = 0, in_bytes = 0;
@@ -127,17 +129,17 @@ lowbit::status run(const options& o, const common_options& common) {
   const std::size_t arithmetic = static_cast<std::size_t>(static_cast<double>(parameters) * lowbit::spec_of_id(*format).bits_per_weight() / 8.0);
   const std::size_t peak = peak_memory();
   if (common.json) {
-    const nlohmann::ordered_json j{{"format", lowbit::spec_of_id(*format).name}, {"method", o.method}, {"parameters", parameters}, {"file_bytes", bytes},
+    const nlohmann::ordered_json j{{"format", lowbit::spec_of_id(*format).name}, {"method", o.method}, {"parameters", parameters}, {"file_bytes", *bytes},
                                    {"arithmetic_bytes", arithmetic}, {"source_bytes", in_bytes}, {"seconds", seconds}, {"peak_memory_bytes", peak},
                                    {"memory_before_bytes", memory_before}, {"largest_tensor_float_bytes", largest},
-                                   {"calibrated_on", calibrated_on.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(calibrated_on)}};
+                                   {"calibrated_on", work ? nlohmann::ordered_json(work->samples.description()) : nlohmann::ordered_json(nullptr)}};
     fmt::print("{}\n", j.dump(2));
     return lowbit::done{};
   }
   const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };
-  fmt::print("{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, mb(bytes), parameters,
+  fmt::print("{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, mb(*bytes), parameters,
              lowbit::spec_of_id(*format).bits_per_weight(), mb(arithmetic));
-  if (!calibrated_on.empty()) fmt::print("calibrated on {}\n", calibrated_on);
+  if (work) fmt::print("calibrated on {}\n", work->samples.description());
   fmt::print("{:.2f} s; peak memory {:.0f} MB, of which {:.0f} MB before the first tensor; the largest tensor is {:.0f} MB as floats\n", seconds,
              mb(peak), mb(memory_before), mb(largest));
   return lowbit::done{};

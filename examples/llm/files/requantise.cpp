@@ -22,11 +22,6 @@ lowbit::result<format_id> format_named(const std::string& name) {
                                                         "and s<b>_g<n> and u<b>_g<n> (symmetric and asymmetric) with 1 to 8 bits in groups of 32, 64 or 128"};
 }
 
-lowbit::result<lowbit::method> method_named(const std::string& name) {
-  if (const auto m = lowbit::find_method(name)) return *m;
-  return lowbit::failure{lowbit::errc::unsupported, "unknown method '" + name + "'; there are rtn and mse"};
-}
-
 format_id target_format(const tensor& t, format_id wanted) {
   if (t.is_vector) return id_of<lowbit::f32>();
   if (!in_gguf(wanted)) {

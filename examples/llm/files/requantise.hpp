@@ -20,8 +20,6 @@ struct requantisation {
 
 /// A format that was named on the command line, or a failure that lists the names.
 lowbit::result<lowbit::format_id> format_named(const std::string& name);
-/// The same for a method.
-lowbit::result<lowbit::method> method_named(const std::string& name);
 
 /// Whether GGUF can hold the format.
 inline bool in_gguf(lowbit::format_id id) noexcept { return lowbit::spec_of_id(id).gguf >= 0; }
