@@ -40,8 +40,9 @@ lowbit::input_scales scales_of(const recipe& r, lowbit::format_id format, lowbit
 }
 
 lowbit::result<lowbit::packed_matrix> quantise_by(const recipe& r, lowbit::format_id format, lowbit::matrix_view<const float> w,
-                                                  const lowbit::layer_statistics& about, thread_pool& threads) {
-  auto q = lowbit::quantise(format, r.method, w, about, threads);
+                                                  const lowbit::layer_statistics* about, thread_pool& threads) {
+  if (about == nullptr) return lowbit::quantise(format, r.without_data, w, threads);
+  auto q = lowbit::quantise(format, r.method, w, *about, threads);
   if (!q) return std::move(q).error();
   return std::move(q->weights);
 }

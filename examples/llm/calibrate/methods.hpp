@@ -17,7 +17,7 @@ enum class channel_scaling : unsigned char { none, activation_aware, smooth };
 struct recipe {
   std::string_view name;
   lowbit::method method = lowbit::method::rtn;  ///< fit and rounding
-  lowbit::method without_data = lowbit::method::rtn;  ///< for a matrix without statistics: an embedding that is only looked up
+  lowbit::method without_data = lowbit::method::rtn;  ///< the same for a matrix without statistics
   bool needs_data = false;                      ///< statistics of the activations
   channel_scaling channels = channel_scaling::none;
   bool rotated = false;                         ///< the residual stream is rotated first
@@ -30,9 +30,9 @@ lowbit::result<recipe> recipe_named(const std::string& name);
 lowbit::input_scales scales_of(const recipe& r, lowbit::format_id format, lowbit::consumer_group consumers, const lowbit::layer_statistics& about,
                                std::span<const std::uint32_t> tied, thread_pool& threads);
 
-/// A matrix by a recipe's fit and rounding.
+/// A matrix by a recipe's fit and rounding. `about` its inputs, or null for a matrix without: an embedding that is only looked up.
 lowbit::result<lowbit::packed_matrix> quantise_by(const recipe& r, lowbit::format_id format, lowbit::matrix_view<const float> w,
-                                                  const lowbit::layer_statistics& about, thread_pool& threads);
+                                                  const lowbit::layer_statistics* about, thread_pool& threads);
 
 /// "rtn, mse, …".
 std::string recipe_names();

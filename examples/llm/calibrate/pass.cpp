@@ -69,8 +69,7 @@ lowbit::result<float_layer> calibration_pass::floats_of_layer(std::size_t layer)
 lowbit::result<weights> calibration_pass::quantise(const std::string& name, const matrix& w, const lowbit::layer_statistics* about) const {
   const lowbit::format_id format = target_format(*model_.find(name), how_.format);
   if (format == lowbit::id_of<lowbit::f32>()) return stored_floats(w.row(0), w.rows(), w.cols());
-  auto packed = about != nullptr ? quantise_by(method_, format, lowbit::view(w), *about, threads_)
-                                 : lowbit::quantise(format, method_.without_data, lowbit::view(w), threads_);
+  auto packed = quantise_by(method_, format, lowbit::view(w), about, threads_);
   if (!packed) return lowbit::failure{packed.error().kind, "tensor " + name + ": " + packed.error().message};
   return weights{*std::move(packed)};
 }

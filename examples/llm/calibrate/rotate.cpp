@@ -1,9 +1,9 @@
 #include "rotate.hpp"
 
 #include "../files/names.hpp"
-#include "../files/requantise.hpp"
 
 #include <lowbit/format/gguf.hpp>
+#include <lowbit/matrix/dequantise.hpp>
 #include <lowbit/quantise/rotation.hpp>
 
 namespace llm {
