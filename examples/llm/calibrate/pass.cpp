@@ -119,7 +119,7 @@ const matrix& calibration_pass::inputs_of(input_group g, const layer_weights& w,
 
 lowbit::layer_statistics calibration_pass::statistics_of(input_group g, const layer_weights& w) {
   lowbit::layer_statistics about(channels_of(g, config_));
-  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(inputs_of(g, w, x))); });
+  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(inputs_of(g, w, x)), threads_); });
   return about;
 }
 
@@ -137,7 +137,7 @@ lowbit::result<lowbit::layer_statistics> calibration_pass::final_statistics() {
   const auto norm = vector_of("output_norm.weight");
   if (!norm) return norm.error();
   lowbit::layer_statistics about(config_.hidden);
-  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(steps_.normalise(x, *norm))); });
+  for_each_sequence([&](const matrix& x) { about.add(lowbit::view(steps_.normalise(x, *norm)), threads_); });
   return about;
 }
 

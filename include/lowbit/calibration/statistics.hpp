@@ -1,10 +1,11 @@
 // What calibration learns of a layer's inputs, streaming: feed tokens as they pass, merge parts from several threads.
 //
 // Each statistic is a type; a quantiser's policies list the types they need, and a `calibrated<...>` set answers at compile time whether
-// it has them. Activations are [tokens, channels]. Sums are kept in double, so that the order of merging hardly matters.
+// it has them. Activations are [tokens, channels]. Sums of channels are kept in double, so that the order of merging hardly matters; the
+// Hessian, whose size and time count, in float (hessian.hpp).
 #pragma once
 
-#include <lowbit/core/matrix_view.hpp>
+#include <lowbit/calibration/hessian.hpp>
 
 #include <Eigen/Core>
 #include <cmath>
@@ -103,42 +104,6 @@ class channel_maximum {
   std::size_t tokens_ = 0;
 };
 
-/// H = (2 / tokens) Σ x xᵀ: what GPTQ needs (Frantar et al. 2023, equation 1).
-class hessian {
- public:
-  explicit hessian(std::size_t channels)
-      : sum_(Eigen::MatrixXd::Zero(static_cast<Eigen::Index>(channels), static_cast<Eigen::Index>(channels))) {}
-  void add(matrix_view<const float> x) {
-    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == sum_.rows());
-    if (x.empty()) return;
-    const Eigen::MatrixXd tokens = detail::as_eigen(x).template cast<double>().transpose();
-    sum_.selfadjointView<Eigen::Lower>().rankUpdate(tokens);
-    tokens_ += x.rows;
-  }
-  void merge(const hessian& other) {
-    sum_ += other.sum_;
-    tokens_ += other.tokens_;
-  }
-  /// The statistics of inputs whose channel c is divided by by[c].
-  void divide(std::span<const float> by) {
-    LOWBIT_EXPECTS(by.size() == channels());
-    const Eigen::VectorXd d = Eigen::Map<const Eigen::VectorXf>(by.data(), sum_.rows()).template cast<double>();
-    for (Eigen::Index c = 0; c < sum_.cols(); ++c) sum_.col(c) = (sum_.col(c).array() / d.array() / d[c]).matrix();
-  }
-  [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
-  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(sum_.rows()); }
-  /// The whole symmetric matrix; zero while no token was seen.
-  [[nodiscard]] Eigen::MatrixXd matrix() const {
-    Eigen::MatrixXd h = sum_.selfadjointView<Eigen::Lower>();
-    if (tokens_ != 0) h *= 2.0 / static_cast<double>(tokens_);
-    return h;
-  }
-
- private:
-  Eigen::MatrixXd sum_;  // the lower triangle
-  std::size_t tokens_ = 0;
-};
-
 /// A list of statistics that a policy needs.
 template <class... S>
 struct needs_statistics {};
@@ -147,9 +112,23 @@ struct needs_statistics {};
 template <class... S>
 class calibrated {
  public:
-  explicit calibrated(std::size_t channels) : all_(S(channels)...) {}
+  /// No number of channels: of no data at all.
+  static constexpr std::size_t any = static_cast<std::size_t>(-1);
+
+  explicit calibrated(std::size_t channels) : channels_(channels), all_(S(channels)...) {}
+  [[nodiscard]] std::size_t channels() const noexcept { return channels_; }
   void add(matrix_view<const float> x) {
-    std::apply([&](auto&... s) { (s.add(x), ...); }, all_);
+    serial_executor serial;
+    add(x, serial);
+  }
+  /// The same in parallel, as far as a statistic is worth it; the same bits for every executor.
+  template <executor E>
+  void add(matrix_view<const float> x, E& executor) {
+    const auto add_to = [&](auto& s) {
+      if constexpr (requires { s.add(x, executor); }) s.add(x, executor);
+      else s.add(x);
+    };
+    std::apply([&](auto&... s) { (add_to(s), ...); }, all_);
   }
   void merge(const calibrated& other) {
     [&]<std::size_t... I>(std::index_sequence<I...>) { (std::get<I>(all_).merge(std::get<I>(other.all_)), ...); }(std::index_sequence_for<S...>{});
@@ -167,6 +146,7 @@ class calibrated {
   }
 
  private:
+  std::size_t channels_;
   std::tuple<S...> all_;
 };
 
@@ -174,6 +154,8 @@ template <>
 class calibrated<> {
  public:
   void divide(std::span<const float>) {}
+  static constexpr std::size_t any = static_cast<std::size_t>(-1);
+  [[nodiscard]] static constexpr std::size_t channels() noexcept { return any; }
   template <class T>
   static constexpr bool has = false;
 };

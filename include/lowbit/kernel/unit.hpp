@@ -3,6 +3,7 @@
 // Only the products depend on a format at compile time, and only on its code_shape; a unit holds one pair for each shape.
 #pragma once
 
+#include <lowbit/kernel/accumulate.hpp>
 #include <lowbit/kernel/build.hpp>
 #include <lowbit/kernel/dequantise.hpp>
 #include <lowbit/kernel/multiply.hpp>
@@ -29,6 +30,7 @@ struct unit {
   void (*copy_activations)(const activation_args&) noexcept;
   const products* shapes;
   std::size_t shape_count;
+  void (*accumulate)(const accumulate_args&) noexcept;
 
   /// The products of a shape, or null where this unit was not compiled for it.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE const products* find(code_shape shape) const noexcept {
@@ -70,7 +72,7 @@ constexpr unit unit_for() noexcept {
   using keys = typename detail::unique_keys<detail::keys<>, layout_for<F>::value.shape.key()...>::type;
   using table = detail::product_table<Arch, keys>;
   return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
-          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, table::entries, std::size(table::entries)};
+          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, table::entries, std::size(table::entries), &accumulate<Arch>};
 }
 
 }  // namespace lowbit::kernel

@@ -60,7 +60,7 @@ void for_row_tasks(E& executor, std::size_t rows, F&& f) {
 /// out = Q(w diag(s)) / s, rounded to nearest by the fit as a quantiser does. False where something overflows; out is unspecified then.
 template <fit_policy Fit>
 bool quantised_row(const format_spec& s, const float* w, std::size_t cols, const float* scales, const input_statistics& about,
-                   block_buffer& buffer, float* scratch, float* out) {
+                   float* scratch, float* out) {
   float probe = 0;  // becomes NaN with the first infinity
   for (std::size_t c = 0; c < cols; ++c) {
     scratch[c] = scales != nullptr ? w[c] * scales[c] : w[c];
@@ -70,8 +70,7 @@ bool quantised_row(const format_spec& s, const float* w, std::size_t cols, const
   if (s.is_float()) {
     for (std::size_t c = 0; c < cols; ++c) out[c] = number_value(s.element, number_bits(s.element, scratch[c]));
   } else {
-    const round_nearest::state<uncalibrated> nothing{uncalibrated()};
-    round_nearest::round_row<Fit>(s, nothing, scratch, cols, about, buffer, [&](std::size_t b, const block_fields& f) {
+    round_nearest::round_rows<Fit>(s, {}, {scratch, 1, cols}, about, [&](std::size_t, std::size_t b, const block_fields& f) {
       const grid g(s, f);
       const std::size_t first = b * s.block, n = std::min<std::size_t>(s.block, cols - first);
       for (std::size_t i = 0; i < n; ++i) out[first + i] = g.value(f.codes[i], i);
@@ -233,10 +232,9 @@ scale_search search_scales(const format_spec& s, consumer_group consumers, std::
     for (const matrix_view<const float>& m : consumers) {
       std::vector<std::uint8_t> overflowed(ceil_div(m.rows, 64));
       detail::for_row_tasks(executor, m.rows, [&](std::size_t begin, std::size_t end) {
-        block_buffer buffer(s);
         std::vector<float> scratch(cols);
         for (std::size_t r = begin; r < end && overflowed[begin / 64] == 0; ++r)
-          overflowed[begin / 64] = !detail::quantised_row<Fit>(s, m.row(r), cols, scales.empty() ? nullptr : scales.data(), now, buffer,
+          overflowed[begin / 64] = !detail::quantised_row<Fit>(s, m.row(r), cols, scales.empty() ? nullptr : scales.data(), now,
                                                                scratch.data(), out + r * cols);
       });
       if (std::count(overflowed.begin(), overflowed.end(), 0) != static_cast<std::ptrdiff_t>(overflowed.size()))
@@ -269,21 +267,19 @@ template <fit_policy Fit = standard, class Stats, executor E>
   requires(Stats::template has<hessian>)
 scale_search search_scales(const format_spec& s, consumer_group consumers, const Stats& stats, E& executor,
                            const scale_search_options& options = {}) {
-  const Eigen::MatrixXd h = stats.template get<hessian>().matrix();
+  const Eigen::MatrixXf h = stats.template get<hessian>().matrix();
   const Eigen::VectorXf magnitudes = stats.template get<channel_magnitude>().mean();
   input_statistics about;
   Eigen::VectorXf importance;
-  Eigen::MatrixXf blocks;
   if constexpr (Stats::template has<channel_importance>) {
     importance = stats.template get<channel_importance>().mean();
     about.importance = importance.data();
   }
   if constexpr (!std::is_same_v<typename Fit::needs, needs_statistics<>>) {  // fits that need nothing do not look at it
-    blocks = h.cast<float>();
-    about.hessian = blocks.data();
+    about.hessian = h.data();
     about.hessian_stride = static_cast<std::size_t>(h.rows());
   }
-  const output_error error(h);
+  const output_error error(h.cast<double>());
   return search_scales<Fit>(
       s, consumers, {magnitudes.data(), static_cast<std::size_t>(magnitudes.size())},
       [&](consumer_group changed) { return error(consumers, changed, executor); }, executor, options, about);

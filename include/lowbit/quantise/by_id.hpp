@@ -27,10 +27,12 @@ constexpr bool needs_data(method m) noexcept { return m == method::gptq; }
 
 namespace detail {
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
-result<quantised> quantise_by(const format_spec& s, matrix_view<const float> weights, const Stats& stats, E& executor) {
+result<quantised> quantise_by(const format_spec& s, matrix_view<const float> weights, const Stats& stats, E& executor,
+                              const typename Rounding::options& options = {}) {
   if (auto bad = find_non_finite(weights)) return *std::move(bad);
+  if (auto bad = find_other_shape(stats, weights.cols)) return *std::move(bad);
   quantised q{packed_matrix(s, weights.rows, weights.cols), {}};
-  quantise_rows<Fit, Rounding>(s, weights, stats, q.weights, executor);
+  q.report = quantise_rows<Fit, Rounding>(s, weights, stats, q.weights, executor, options);
   return q;
 }
 }  // namespace detail
@@ -38,15 +40,13 @@ result<quantised> quantise_by(const format_spec& s, matrix_view<const float> wei
 /// Quantises a [out, in] matrix with what is known of its inputs. Fails on a weight that is not finite, naming its row and column, and
 /// where the statistics are of another number of channels than the matrix has.
 template <executor E>
-result<quantised> quantise(format_id id, method how, matrix_view<const float> weights, const layer_statistics& statistics, E& executor) {
+result<quantised> quantise(format_id id, method how, matrix_view<const float> weights, const layer_statistics& statistics, E& executor,
+                           const feedback_options& feedback = {}) {
   const format_spec& s = spec_of_id(id);
-  const std::size_t channels = statistics.get<hessian>().channels();
-  if (needs_data(how) && channels != weights.cols)
-    return failure{errc::shape, "statistics of " + std::to_string(channels) + " channels for a matrix with " + std::to_string(weights.cols)};
   switch (how) {
     case method::rtn: break;
     case method::mse: return detail::quantise_by<mse_search<20>, round_nearest>(s, weights, uncalibrated(), executor);
-    case method::gptq: return detail::quantise_by<standard, round_nearest>(s, weights, statistics, executor);
+    case method::gptq: return detail::quantise_by<standard, error_feedback>(s, weights, statistics, executor, feedback);
   }
   return detail::quantise_by<standard, round_nearest>(s, weights, uncalibrated(), executor);
 }

@@ -8,6 +8,7 @@
 #include <lowbit/core/executor.hpp>
 #include <lowbit/kernel/exchange.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
+#include <lowbit/quantise/error_feedback.hpp>
 #include <lowbit/quantise/round.hpp>
 #include <lowbit/quantise/standard.hpp>
 #include <lowbit/quantise/transform.hpp>
@@ -18,10 +19,11 @@
 
 namespace lowbit {
 
-/// Quantised weights, and what the layer's inputs must be divided by (empty: nothing).
+/// Quantised weights, what the layer's inputs must be divided by (empty: nothing), and what the rounding had to do.
 struct quantised {
   packed_matrix weights;
   input_scales scales;
+  rounding_report report{};
 };
 
 namespace detail {
@@ -46,6 +48,13 @@ inline std::optional<failure> find_non_finite(matrix_view<const float> w) {
   return std::nullopt;
 }
 
+/// Statistics of another layer, as a failure.
+template <class Stats>
+std::optional<failure> find_other_shape(const Stats& stats, std::size_t cols) {
+  if (stats.channels() == cols || stats.channels() == Stats::any) return std::nullopt;
+  return failure{errc::shape, "statistics of " + std::to_string(stats.channels()) + " channels for a matrix with " + std::to_string(cols) + " columns"};
+}
+
 /// Stores plain floats.
 inline void store_floats(const format_spec& s, const float* row, std::size_t cols, std::uint8_t* out) noexcept {
   for (std::size_t c = 0; c < cols; ++c, out += s.bytes) {
@@ -54,57 +63,93 @@ inline void store_floats(const format_spec& s, const float* row, std::size_t col
   }
 }
 
-/// Rounds every row into `out`. Rows are independent: the same bytes for every executor.
-template <fit_policy Fit, rounding Rounding, class Stats, executor E>
-void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats& stats, packed_matrix& out, E& executor) {
-  const typename Rounding::template state<Stats> state(stats);
+template <class T, class... Needed>
+constexpr bool lists(needs_statistics<Needed...>) {
+  return (std::is_same_v<T, Needed> || ...);
+}
+
+/// What fits are told of a layer's inputs: mean x² wherever anything knows it, the Hessian where the fit asks for it (it is n² floats).
+template <class Fit, class Stats>
+struct known_inputs {
+  explicit known_inputs([[maybe_unused]] const Stats& stats) {
+    if constexpr (Stats::template has<channel_importance>) {
+      importance = stats.template get<channel_importance>().mean();
+      about.importance = importance.data();
+    } else if constexpr (Stats::template has<hessian>) {
+      const hessian& h = stats.template get<hessian>();
+      importance.resize(static_cast<Eigen::Index>(h.channels()));
+      for (std::size_t c = 0; c < h.channels(); ++c) importance[static_cast<Eigen::Index>(c)] = h.tokens() != 0 ? h(c, c) / 2 : 1.0f;
+      about.importance = importance.data();
+    }
+    if constexpr (lists<hessian>(typename Fit::needs{})) {
+      whole = stats.template get<hessian>().matrix();
+      about.hessian = whole.data();
+      about.hessian_stride = static_cast<std::size_t>(whole.rows());
+    }
+  }
+  known_inputs(const known_inputs&) = delete;
+  known_inputs& operator=(const known_inputs&) = delete;
+
   Eigen::VectorXf importance;
-  Eigen::MatrixXf h;
+  Eigen::MatrixXf whole;
   input_statistics about;
-  if constexpr (Stats::template has<channel_importance>) {
-    importance = stats.template get<channel_importance>().mean();
-    about.importance = importance.data();
+};
+
+/// Rounds every row into `out`. Rows are independent and dealt out in fixed chunks: the same bytes for every executor.
+template <fit_policy Fit, rounding Rounding, class Stats, executor E>
+rounding_report quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats& stats, packed_matrix& out, E& executor,
+                              const typename Rounding::options& options = {}) {
+  const auto state = Rounding::prepare(s, w.cols, stats, options, executor);
+  rounding_report report = state.report;
+  if (w.empty()) return report;
+  if (s.is_float()) {
+    for_parts(executor, w.rows, 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t r = begin; r < end; ++r) store_floats(s, w.row(r), w.cols, out.row(r));
+    });
+    return report;
   }
-  if constexpr (Stats::template has<hessian>) {
-    h = stats.template get<hessian>().matrix().template cast<float>();
-    about.hessian = h.data();
-    about.hessian_stride = static_cast<std::size_t>(h.rows());
-  }
-  for_parts(executor, w.rows, 1, [&](std::size_t begin, std::size_t end) {
-    std::vector<float> row(w.cols);
-    block_buffer buffer(s);
-    for (std::size_t r = begin; r < end; ++r) {
-      if (s.is_float()) {
-        store_floats(s, w.row(r), w.cols, out.row(r));
-        continue;
-      }
-      std::copy(w.row(r), w.row(r) + w.cols, row.begin());
-      Rounding::template round_row<Fit>(s, state, row.data(), w.cols, about, buffer,
-                                        [&](std::size_t b, const block_fields& f) {
-                                          std::uint8_t* const block = out.row(r) + b * s.bytes;
-                                          write_header(s, f, block);
-                                          for (std::size_t i = 0; i < s.block; i += kernel::piece)
-                                            kernel::pack_codes<xsimd::default_arch>(s, f.codes + i, 1, i, std::min<std::size_t>(kernel::piece, s.block - i), block);
-                                        });
+  const known_inputs<Fit, Stats> inputs(stats);
+  constexpr std::size_t most = Rounding::rows_at_once;
+  const std::size_t chunks = ceil_div(w.rows, most);
+  std::vector<rounding_report> of_chunk(chunks);
+  for_parts(executor, chunks, 1, [&](std::size_t begin, std::size_t end) {
+    std::vector<float> rows(most * w.cols);
+    for (std::size_t chunk = begin; chunk < end; ++chunk) {
+      const auto given = w.middle_rows(chunk * most, std::min(most, w.rows - chunk * most));
+      const matrix_view<float> copy(rows.data(), given.rows, given.cols);
+      for (std::size_t r = 0; r < given.rows; ++r) std::copy_n(given.row(r), given.cols, copy.row(r));
+      of_chunk[chunk] = Rounding::template round_rows<Fit>(s, state, copy, inputs.about, [&](std::size_t r, std::size_t b, const block_fields& f) {
+        std::uint8_t* const block = out.row(chunk * most + r) + b * s.bytes;
+        write_header(s, f, block);
+        for (std::size_t i = 0; i < s.block; i += kernel::piece)
+          kernel::pack_codes<xsimd::default_arch>(s, f.codes + i, 1, i, std::min<std::size_t>(kernel::piece, s.block - i), block);
+      });
     }
   });
+  for (const rounding_report& r : of_chunk) {
+    report.nearest_rows += r.nearest_rows;
+    report.loss += r.loss;
+  }
+  return report;
 }
 
 }  // namespace detail
 
-/// Quantises a [out, in] matrix. Fails (bad_value) on a weight that is not finite, naming its row and column.
+/// Quantises a [out, in] matrix. Fails (bad_value) on a weight that is not finite, naming its row and column, and (shape) where a statistic
+/// is of another number of channels than the matrix has.
 template <block_format F, fit_policy Fit = standard, rounding Rounding = round_nearest, transform... T>
 struct quantiser {
   template <matrix_like W, class Stats = uncalibrated, executor E = serial_executor>
-  static result<quantised> quantise(const W& weights, const Stats& stats = Stats(), E&& executor = E()) {
+  static result<quantised> quantise(const W& weights, const Stats& stats = Stats(), E&& executor = E(), const typename Rounding::options& options = {}) {
     static_assert(detail::has_all<Stats>(typename Fit::needs{}) && detail::has_all<Stats>(typename Rounding::needs{}) &&
                       (detail::has_all<Stats>(typename T::needs{}) && ...),
                   "lowbit: this quantiser needs calibration statistics that were not given");
     const matrix_view<const float> given = view(weights);
     if (auto bad = detail::find_non_finite(given)) return *std::move(bad);
+    if (auto bad = detail::find_other_shape(stats, given.cols)) return *std::move(bad);
     quantised q{packed_matrix(spec_of<F>, given.rows, given.cols), {}};
     if constexpr (sizeof...(T) == 0) {
-      detail::quantise_rows<Fit, Rounding>(spec_of<F>, given, stats, q.weights, executor);
+      q.report = detail::quantise_rows<Fit, Rounding>(spec_of<F>, given, stats, q.weights, executor, options);
     } else {
       std::vector<float> changed(given.rows * given.cols);
       const matrix_view<float> w(changed.data(), given.rows, given.cols);
@@ -117,7 +162,7 @@ struct quantiser {
           for (std::size_t c = 0; c < s.size(); ++c) q.scales[c] *= s[c];
       };
       (apply(detail::apply_transform<T, Fit>(spec_of<F>, w, now, executor)), ...);
-      detail::quantise_rows<Fit, Rounding>(spec_of<F>, w, now, q.weights, executor);
+      q.report = detail::quantise_rows<Fit, Rounding>(spec_of<F>, w, now, q.weights, executor, options);
     }
     return q;
   }
@@ -126,5 +171,9 @@ struct quantiser {
 /// Round to nearest: no data, one pass.
 template <block_format F, fit_policy Fit = standard>
 using rtn = quantiser<F, Fit, round_nearest>;
+
+/// Error feedback: needs the Hessian of the layer's inputs.
+template <block_format F, fit_policy Fit = standard>
+using gptq = quantiser<F, Fit, error_feedback>;
 
 }  // namespace lowbit
