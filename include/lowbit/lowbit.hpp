@@ -19,4 +19,7 @@
 #include <lowbit/matrix/panel_matrix.hpp>
 #include <lowbit/matrix/product.hpp>
 #include <lowbit/quantise/by_id.hpp>
+#include <lowbit/quantise/clip.hpp>
+#include <lowbit/quantise/half_quadratic.hpp>
+#include <lowbit/quantise/importance.hpp>
 #include <lowbit/quantise/quantiser.hpp>

@@ -109,9 +109,10 @@ class feedback_chunk {
 
   feedback_chunk(const format_spec& s, const feedback_state& state, matrix_view<const float> w, const input_statistics& about)
       : spec_(s), state_(state), about_(about), rows_(w.rows), weights_(w.cols * width), errors_(w.cols * width), fields_(s, w.rows, w.cols),
-        grids_(s.row_blocks(w.cols)), loss_(w.rows), squares_(w.rows), block_(s.block) {
+        grids_(s.row_blocks(w.cols)), loss_(w.rows), squares_(w.rows), mean_squares_(w.rows), block_(s.block) {
     for (std::size_t p = 0; p < w.cols; ++p)
       for (std::size_t r = 0; r < rows_; ++r) weights_[p * width + r] = w(r, state.order[p]);
+    for (std::size_t r = 0; r < rows_; ++r) mean_squares_[r] = mean_square(w.row(r), w.cols);
     errors_ = weights_;  // a place's error is its weight as given until it is rounded
   }
 
@@ -154,7 +155,9 @@ class feedback_chunk {
       for (std::size_t r = 0; r < rows_; ++r) {
         for (std::size_t i = 0; i < n; ++i) block_[place_of(i).second] = weights_[place_of(i).first * width + r];
         const block_fields f = fields_.at(r, block);
-        Fit::fit(spec_, block_.data(), n, about_.from(block * size), f);
+        input_statistics inputs = about_.from(block * size);
+        inputs.row_mean_square = mean_squares_[r];
+        Fit::fit(spec_, block_.data(), n, inputs, f);
         std::fill(f.codes + n, f.codes + size, std::uint8_t{0});
         grids.emplace_back(spec_, f);
       }
@@ -201,6 +204,7 @@ class feedback_chunk {
   row_fields fields_;
   std::vector<std::vector<grid>> grids_;
   std::vector<double> loss_, squares_;
+  std::vector<float> mean_squares_;  // of the rows as given
   std::vector<float> block_;
 };
 

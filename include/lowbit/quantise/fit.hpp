@@ -18,12 +18,23 @@ struct input_statistics {
   const float* importance = nullptr;  ///< mean x² of each channel: weights of the squared error
   const float* hessian = nullptr;     ///< the channels' diagonal block of H = (2 / tokens) Σ x xᵀ, symmetric
   std::size_t hessian_stride = 0;     ///< floats from one row of it to the next
+  float row_mean_square = 0;          ///< mean x² of the whole row of weights, where importance is given
 
   /// The same from the channel `c` places further on.
   [[nodiscard]] input_statistics from(std::size_t c) const noexcept {
-    return {importance != nullptr ? importance + c : nullptr, hessian != nullptr ? hessian + c * (hessian_stride + 1) : nullptr, hessian_stride};
+    input_statistics s = *this;
+    if (importance != nullptr) s.importance += c;
+    if (hessian != nullptr) s.hessian += c * (hessian_stride + 1);
+    return s;
   }
 };
+
+/// The mean of x² over a row, summed from its first weight on in float, as llama.cpp does.
+inline float mean_square(const float* x, std::size_t n) noexcept {
+  float sum = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += rounded_product(x[i], x[i]);
+  return n != 0 ? sum / static_cast<float>(n) : 0.0f;
+}
 
 /// A range of weights that a sub-block's codes are spread over.
 struct weight_range {
@@ -101,14 +112,16 @@ inline void store_scales(const format_spec& s, const std::vector<real_scale>& su
   }
 }
 
-/// Fits every sub-block with `choose(x, n, about) -> weight_range` and stores the result.
+/// Fits every sub-block with `choose(x, n, about)`, which answers a real_scale or a range to spread the codes over, and stores the result.
 template <class Choose>
 void fit_sub_blocks(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f, Choose&& choose) {
   std::vector<real_scale> sub(s.sub_blocks());
   for (std::size_t j = 0; j < sub.size(); ++j) {
     const std::size_t begin = j * s.sub_block(), end = std::min<std::size_t>(begin + s.sub_block(), n);
     if (begin >= end) break;  // a ragged block's tail keeps scale 0
-    sub[j] = scale_for(s, choose(x + begin, end - begin, about.from(begin)));
+    const auto chosen = choose(x + begin, end - begin, about.from(begin));
+    if constexpr (std::is_same_v<std::remove_const_t<decltype(chosen)>, weight_range>) sub[j] = scale_for(s, chosen);
+    else sub[j] = chosen;
   }
   store_scales(s, sub, f);
 }
@@ -145,6 +158,57 @@ struct absmax {
   }
 };
 
+namespace detail {
+
+/// A sub-block on its own is a block of a one-level format: candidates are stored in it and measured, with scales as yet unrounded
+/// where the block has two levels.
+class sub_block_trial {
+ public:
+  explicit sub_block_trial(const format_spec& s) : whole_(s), one_(one_level(s)), buffer_(one_) {}
+
+  /// The scale of a range.
+  [[nodiscard]] real_scale scale_of(weight_range r) const noexcept { return scale_for(whole_, r); }
+  /// The grid of a scale, as it would be stored.
+  [[nodiscard]] grid grid_of(real_scale scale) {
+    store_scales(one_, {scale}, buffer_.fields());
+    return grid(one_, buffer_.fields());
+  }
+  /// The zero-point that the last grid was stored with.
+  [[nodiscard]] int zero_point() noexcept { return *buffer_.fields().zero_point; }
+
+ private:
+  static format_spec one_level(format_spec s) {
+    s.block = s.sub_block();
+    s.sub = 0;
+    if (s.sub_number != number::none) s.scale.type = s.sub_number;
+    else if (s.sub_scale.present()) s.scale.type = number::f32;
+    if (s.sub_minimum.present()) s.minimum.type = number::f32;
+    s.sub_scale = {};
+    s.sub_number = number::none;
+    s.sub_minimum = {};
+    return s;
+  }
+  const format_spec& whole_;
+  format_spec one_;
+  block_buffer buffer_;
+};
+
+/// The importance of weight k; 1 where none is given.
+inline double importance_of(const input_statistics& about, std::size_t k) noexcept {
+  return about.importance != nullptr ? static_cast<double>(about.importance[k]) : 1.0;
+}
+/// Σ importance e² of n weights rounded to a grid.
+inline double squared_error(const grid& g, const float* x, std::size_t n, const input_statistics& about) noexcept {
+  double error = 0;
+  for (std::size_t k = 0; k < n; ++k) {
+    const double e = static_cast<double>(x[k]) - static_cast<double>(g.value(g.code(x[k], k), k));
+    error += importance_of(about, k) * e * e;
+  }
+  return error;
+}
+
+}  // namespace detail
+
 /// The best of `Steps` ranges, the whole one and narrower ones, by the (importance-weighted) squared error of the rounded weights. The
 /// fewer the levels, the more it pays to clip: the narrowest range tried is levels / (levels + 6) of the whole, a quarter for one
 /// bit, nearly three quarters for four.
@@ -153,17 +217,7 @@ struct mse_search {
   static_assert(Steps >= 1);
   using needs = needs_statistics<>;
   static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
-    // A sub-block on its own is a block of a one-level format; its error is measured with scales as yet unrounded.
-    format_spec one = s;
-    one.block = s.sub_block();
-    one.sub = 0;
-    one.sub_scale = {};
-    one.sub_number = number::none;
-    one.sub_minimum = {};
-    if (s.sub_number != number::none) one.scale.type = s.sub_number;
-    else if (s.sub_scale.present()) one.scale.type = one.minimum.type = number::f32;
-    if (!s.minimum.present()) one.minimum.type = number::none;
-    block_buffer trial(one);
+    detail::sub_block_trial trial(s);
     const float levels = static_cast<float>(s.levels()), narrowest = levels / (levels + 6.0f);
     detail::fit_sub_blocks(s, x, n, about, f, [&](const float* v, std::size_t count, const input_statistics& inputs) {
       const weight_range whole = detail::range_of(v, count);
@@ -172,21 +226,13 @@ struct mse_search {
       for (unsigned i = 0; i < Steps; ++i) {
         const float keep = 1.0f - (1.0f - narrowest) * static_cast<float>(i) / static_cast<float>(Steps > 1 ? Steps - 1 : 1);
         const weight_range r{whole.low * keep, whole.high * keep};
-        detail::real_scale scale = detail::scale_for(one, r);
-        if (s.sub_minimum.present()) scale = detail::scale_for(s, r);
-        detail::store_scales(one, {scale}, trial.fields());
-        const grid g(one, trial.fields());
-        double error = 0;
-        for (std::size_t k = 0; k < count; ++k) {
-          const double e = static_cast<double>(v[k]) - static_cast<double>(g.value(g.code(v[k], k), k));
-          error += (inputs.importance != nullptr ? static_cast<double>(inputs.importance[k]) : 1.0) * e * e;
-        }
+        const double error = detail::squared_error(trial.grid_of(trial.scale_of(r)), v, count, inputs);
         if (least < 0 || error < least) {
           least = error;
           best = r;
         }
       }
-      return best;
+      return trial.scale_of(best);
     });
     return false;
   }

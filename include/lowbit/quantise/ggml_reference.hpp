@@ -1,15 +1,26 @@
-// ggml's reference quantisers for GGUF's block types, byte for byte, without importance (ggml-quants.c: quantize_row_*_ref, and for the
-// IQ4 types what quantize_iq4_* does without an importance matrix).
+// ggml's quantisers for GGUF's block types, byte for byte (ggml-quants.c), one block at a time. The types that search for their scales are
+// in kernel/ggml_blocks.hpp; here are those that do not, as long as no importance is given.
 //
 // Scales here and codes there are rounded by different rules in each family; the comments name them. What is stored is what ggml stores.
 #pragma once
 
 #include <lowbit/format/gguf.hpp>
-#include <lowbit/quantise/ggml_search.hpp>
+#include <lowbit/kernel/ggml_blocks.hpp>
+
+#include <algorithm>
+#include <limits>
 
 namespace lowbit {
 
 namespace ggml {
+
+/// Rounding towards zero as x86's conversion does it: what an int cannot hold becomes INT_MIN. (Blocks whose scale is a subnormal
+/// number have an infinite inverse; ggml converts the infinity, which C++ leaves undefined.)
+inline int truncated(float v) noexcept {
+  return std::fabs(v) < 2147483648.0f ? static_cast<int>(v) : std::numeric_limits<int>::min();
+}
+
+using kernel::ggml::largest;
 
 /// q4_0, q5_0: the largest value on the lowest code; codes by truncation of x / d + half the range + 0.5, d as yet unrounded.
 template <class F>
@@ -73,7 +84,10 @@ inline void quantise_mxfp4(const float* x, block_parts<mxfp4>& p) noexcept {
 inline void quantise_nvfp4(const float* x, block_parts<nvfp4>& p) noexcept {
   constexpr const format_spec& s = spec_of<nvfp4>;
   for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-    p.sub_scale[j] = to_e4m3(std::fabs(largest(x + j * s.sub, s.sub)) / 6.0f);
+    const float wanted = std::fabs(largest(x + j * s.sub, s.sub)) / 6.0f;
+    const std::uint8_t nearest = to_e4m3(wanted);
+    // ggml's conversion knows neither the step from the subnormals up to the first normal number nor numbers between 240 and 448.
+    p.sub_scale[j] = nearest >= 0x78 ? std::uint8_t{0x7e} : nearest == 8 && wanted < 0x1p-6f ? std::uint8_t{7} : nearest;
     const float d = e4m3_half_to_float(p.sub_scale[j]);
     for (std::size_t i = j * s.sub; i < (j + 1) * s.sub; ++i) p.codes[i] = nearest_by_scan(s.values, d, x[i]);
   }
@@ -90,97 +104,19 @@ inline void quantise_q1_0(const float* x, block_parts<q1_0>& p) noexcept {
   p.scale = number_bits(number::f16, sum / static_cast<float>(s.block));
 }
 
-/// Codes again, for the scales as they are stored; sub-blocks whose scale came out as zero keep the search's codes.
-template <class F>
-void requantise(const float* x, block_parts<F>& p) noexcept {
+/// A type that ggml quantises by search: one block, in a lane of its own.
+template <block_format F>
+void quantise_by_search(const float* x, const float* importance, float row_mean_square, block_parts<F>& p) noexcept {
   constexpr const format_spec& s = spec_of<F>;
-  const float d = number_value(s.scale.type, p.scale), dmin = s.minimum.present() ? number_value(s.minimum.type, p.minimum) : 0.0f;
+  kernel::ggml::lane_blocks<F, float> b;
+  kernel::ggml::quantise_lanes(kernel::ggml::lane_weights<float>{x, importance, row_mean_square}, b);
+  p.scale = number_bits(s.scale.type, b.scale);
+  p.minimum = number_bits(s.minimum.type, b.minimum);
   for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-    const float scale = rounded_product(d, static_cast<float>(s.sub_scale.value(p.sub_scale[j])));
-    if (scale == 0) continue;
-    const float less = s.minimum.present() ? rounded_product(dmin, static_cast<float>(s.sub_minimum.value(p.sub_minimum[j]))) : 0.0f;
-    for (std::size_t i = j * s.sub; i < (j + 1) * s.sub; ++i)
-      p.codes[i] = static_cast<std::uint8_t>(s.codes.stored(nearest_int((x[i] + less) / scale, s.codes.lowest(), s.codes.highest())));
+    if (s.sub_scale.present()) p.sub_scale[j] = static_cast<std::uint8_t>(s.sub_scale.stored(static_cast<int>(b.sub_scale[j])));
+    if (s.sub_minimum.present()) p.sub_minimum[j] = static_cast<std::uint8_t>(s.sub_minimum.stored(static_cast<int>(b.sub_minimum[j])));
   }
-}
-
-/// q2_k, q4_k, q5_k: scale and minimum of each sub-block by search, both rounded to the super-block's.
-template <class F>
-void quantise_k_minimum(const float* x, block_parts<F>& p, range_trials trials) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  constexpr int top = static_cast<int>(s.levels()) - 1;
-  const int sub_top = s.sub_scale.highest();
-  float scales[s.sub_blocks()], minima[s.sub_blocks()], max_scale = 0, max_minimum = 0;
-  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-    const float* const v = x + j * s.sub;
-    float weights[s.sub], mean = 0;
-    if (!trials.absolute) {  // the 4- and 5-bit types weigh by the root mean square plus |x|
-      for (std::size_t i = 0; i < s.sub; ++i) mean += rounded_product(v[i], v[i]);
-      mean = std::sqrt(mean / static_cast<float>(s.sub));
-    }
-    for (std::size_t i = 0; i < s.sub; ++i) weights[i] = mean + std::fabs(v[i]);
-    scales[j] = search_with_minimum(s.sub, top, v, weights, p.codes.data() + j * s.sub, minima[j], trials);
-    max_scale = std::max(max_scale, scales[j]);
-    max_minimum = std::max(max_minimum, minima[j]);
-  }
-  const auto round_to = [&](const float* values, float most, auto& out) {
-    const float inverse = most > 0 ? static_cast<float>(sub_top) / most : 0.0f;
-    for (std::size_t j = 0; j < s.sub_blocks(); ++j)
-      out[j] = static_cast<std::uint8_t>(std::min(sub_top, nearest_int(rounded_product(inverse, values[j]))));
-    return number_bits(number::f16, most / static_cast<float>(sub_top));
-  };
-  p.scale = round_to(scales, max_scale, p.sub_scale);
-  p.minimum = round_to(minima, max_minimum, p.sub_minimum);
-  requantise(x, p);
-}
-
-/// q3_k, q6_k: signed sub-scales; the one of the largest magnitude gets the lowest code.
-template <class F, class Search>
-void quantise_k_symmetric(const float* x, block_parts<F>& p, float zero_below, Search search) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  float scales[s.sub_blocks()];
-  for (std::size_t j = 0; j < s.sub_blocks(); ++j)
-    scales[j] = search(s.sub, s.codes.zero, x + j * s.sub, p.codes.data() + j * s.sub);
-  const float most = largest(scales, s.sub_blocks());
-  if (most == 0 || std::fabs(most) < zero_below) {
-    p.scale = 0;
-    p.sub_scale.fill(0);
-    if (zero_below > 0) p.codes.fill(0);
-    return;
-  }
-  const float inverse = static_cast<float>(s.sub_scale.lowest()) / most;
-  p.scale = number_bits(number::f16, 1 / inverse);
-  for (std::size_t j = 0; j < s.sub_blocks(); ++j)
-    p.sub_scale[j] = static_cast<std::uint8_t>(
-        s.sub_scale.stored(nearest_int(rounded_product(inverse, scales[j]), s.sub_scale.lowest(), s.sub_scale.highest())));
-  requantise(x, p);
-}
-
-/// iq4_nl, iq4_xs: codes by the scale before it is rounded to f16.
-template <class F>
-void quantise_table(const float* x, block_parts<F>& p) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  const auto codes = [&](std::size_t j, float scale) {
-    const float inverse = scale != 0 ? 1 / scale : 0.0f;
-    for (std::size_t i = j * s.sub_block(); i < (j + 1) * s.sub_block(); ++i)
-      p.codes[i] = nearest_in_table(s.values, rounded_product(inverse, x[i]));
-  };
-  if constexpr (s.sub == 0) {
-    const float d = search_table(s.block, s.values, x);
-    p.scale = number_bits(number::f16, d);
-    codes(0, d);
-  } else {
-    float scales[s.sub_blocks()];
-    for (std::size_t j = 0; j < s.sub_blocks(); ++j) scales[j] = search_table(s.sub, s.values, x + j * s.sub);
-    const float d = -largest(scales, s.sub_blocks()) / static_cast<float>(-s.sub_scale.lowest());
-    p.scale = number_bits(number::f16, d);
-    const float inverse = d != 0 ? 1 / d : 0.0f;
-    for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-      const int sub = nearest_int(rounded_product(inverse, scales[j]), s.sub_scale.lowest(), s.sub_scale.highest());
-      p.sub_scale[j] = static_cast<std::uint8_t>(s.sub_scale.stored(sub));
-      codes(j, rounded_product(d, static_cast<float>(sub)));
-    }
-  }
+  for (std::size_t i = 0; i < s.block; ++i) p.codes[i] = static_cast<std::uint8_t>(b.codes[i]);
 }
 
 inline void quantise(const float* x, block_parts<q4_0>& p) noexcept { quantise_symmetric(x, p); }
@@ -193,27 +129,26 @@ inline void quantise(const float* x, block_parts<mxfp4>& p) noexcept { quantise_
 inline void quantise(const float* x, block_parts<nvfp4>& p) noexcept { quantise_nvfp4(x, p); }
 inline void quantise(const float* x, block_parts<q1_0>& p) noexcept { quantise_q1_0(x, p); }
 inline void quantise(const float* x, block_parts<q2_0>& p) noexcept { quantise_absmax(x, p); }
-inline void quantise(const float* x, block_parts<iq4_nl>& p) noexcept { quantise_table(x, p); }
-inline void quantise(const float* x, block_parts<iq4_xs>& p) noexcept { quantise_table(x, p); }
-inline void quantise(const float* x, block_parts<q2_k>& p) noexcept { quantise_k_minimum(x, p, {-0.5f, 0.1f, 15, true}); }
-inline void quantise(const float* x, block_parts<q4_k>& p) noexcept { quantise_k_minimum(x, p, {-1.0f, 0.1f, 20, false}); }
-inline void quantise(const float* x, block_parts<q5_k>& p) noexcept { quantise_k_minimum(x, p, {-0.5f, 0.1f, 15, false}); }
-inline void quantise(const float* x, block_parts<q3_k>& p) noexcept { quantise_k_symmetric(x, p, 0.0f, search_by_descent); }
-inline void quantise(const float* x, block_parts<q6_k>& p) noexcept {
-  quantise_k_symmetric(x, p, tiny, [](std::size_t n, int nmax, const float* v, std::uint8_t* codes) { return search_symmetric(n, nmax, v, codes); });
-}
 
 }  // namespace ggml
 
 /// Whether ggml has a reference quantiser for this format.
 template <class F>
-concept has_ggml_reference = requires(const float* x, block_parts<F>& p) { ggml::quantise(x, p); };
+concept has_ggml_reference = kernel::ggml::weighted<F> || requires(const float* x, block_parts<F>& p) { ggml::quantise(x, p); };
 
-/// Chooses scales and codes of one block of finite weights as ggml does.
+/// Chooses scales and codes of one block of finite weights as ggml does: with importance (one number for each weight, >= 0, some above 0 in
+/// every sub-block) where it is given and the type heeds it. `row_mean_square` is the mean of x² over the whole row, summed from
+/// its first weight on, which q4_0 … q5_1 use with importance.
 template <block_format F>
   requires has_ggml_reference<F>
-void ggml_quantise_block(const float* x, block_parts<F>& p) noexcept {
-  ggml::quantise(x, p);
+void ggml_quantise_block(const float* x, block_parts<F>& p, const float* importance = nullptr, float row_mean_square = 0) noexcept {
+  if constexpr (kernel::ggml::searched<F>) {
+    ggml::quantise_by_search<F>(x, importance, row_mean_square, p);
+  } else {
+    if constexpr (kernel::ggml::weighted<F>)
+      if (importance != nullptr) return ggml::quantise_by_search<F>(x, importance, row_mean_square, p);
+    ggml::quantise(x, p);
+  }
 }
 
 }  // namespace lowbit

@@ -38,17 +38,20 @@ struct round_nearest {
   static rounding_report round_rows(const format_spec& s, const state&, matrix_view<float> w, const input_statistics& about, Sink&& sink) {
     block_buffer buffer(s);
     const block_fields f = buffer.fields();
-    for (std::size_t r = 0; r < w.rows; ++r)
+    input_statistics inputs = about;
+    for (std::size_t r = 0; r < w.rows; ++r) {
+      if (inputs.importance != nullptr) inputs.row_mean_square = mean_square(w.row(r), w.cols);
       for (std::size_t b = 0, c = 0; c < w.cols; ++b, c += s.block) {
         const float* const x = w.row(r) + c;
         const std::size_t n = std::min<std::size_t>(s.block, w.cols - c);
-        if (!Fit::fit(s, x, n, about.from(c), f)) {
+        if (!Fit::fit(s, x, n, inputs.from(c), f)) {
           const grid g(s, f);
           for (std::size_t i = 0; i < n; ++i) f.codes[i] = static_cast<std::uint8_t>(g.code(x[i], i));
           std::fill(f.codes + n, f.codes + s.block, std::uint8_t{0});
         }
         sink(r, b, f);
       }
+    }
     return {};
   }
 };

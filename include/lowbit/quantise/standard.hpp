@@ -10,6 +10,17 @@
 
 namespace lowbit {
 
+/// A block's fields out of their parts.
+template <block_format F>
+void copy_fields(const block_parts<F>& p, const block_fields& f) noexcept {
+  *f.scale = p.scale;
+  *f.minimum = p.minimum;
+  *f.zero_point = 0;
+  std::copy(p.sub_scale.begin(), p.sub_scale.end(), f.sub_scale);
+  std::copy(p.sub_minimum.begin(), p.sub_minimum.end(), f.sub_minimum);
+  std::copy(p.codes.begin(), p.codes.end(), f.codes);
+}
+
 /// Scales and codes as ggml's reference quantisers choose them. A ragged block is quantised as if its missing weights were zero.
 template <block_format... F>
 struct ggml_reference_of {
@@ -30,12 +41,7 @@ struct ggml_reference_of {
     }
     block_parts<G> p;
     ggml_quantise_block<G>(x, p);
-    *f.scale = p.scale;
-    *f.minimum = p.minimum;
-    *f.zero_point = 0;
-    std::copy(p.sub_scale.begin(), p.sub_scale.end(), f.sub_scale);
-    std::copy(p.sub_minimum.begin(), p.sub_minimum.end(), f.sub_minimum);
-    std::copy(p.codes.begin(), p.codes.end(), f.codes);
+    copy_fields(p, f);
     return true;
   }
 };

@@ -85,6 +85,15 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup16(batch<std::int32_t, Arch> index
   return batch<float, Arch>::load_aligned(out);
 }
 
+/// table[index] for each 32-bit lane; index holds 0 … 7.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup8(batch<std::int32_t, Arch> index, const float* table, requires_arch<xsimd::generic>) noexcept {
+  const auto s = portable::spill<Arch>(index);
+  alignas(64) float out[lanes<Arch>];
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) out[i] = table[s.lane[i] & 7];
+  return batch<float, Arch>::load_aligned(out);
+}
+
 // ---- loads that widen -----------------------------------------------------------------------------------------------------------
 
 /// As many bytes as there are 32-bit lanes, zero- or sign-extended.
@@ -173,6 +182,18 @@ LOWBIT_ALWAYS_INLINE std::uint64_t gather_bits(std::uint64_t x, requires_arch<xs
   x = (x & one) | ((x >> (8 - Bits)) & (one << Bits));
   x = (x & two) | ((x >> (16 - 2 * Bits)) & (two << (2 * Bits)));
   return (x & four) | ((x >> (32 - 4 * Bits)) & (four << (4 * Bits)));
+}
+
+// ---- the lesser of two ----------------------------------------------------------------------------------------------------------
+
+/// a < b ? a : b, and a > b ? a : b, for equal zeros and NaN too.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::generic>) noexcept {
+  return xsimd::select(a < b, a, b);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> greater(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::generic>) noexcept {
+  return xsimd::select(a > b, a, b);
 }
 
 // ---- rounding -------------------------------------------------------------------------------------------------------------------

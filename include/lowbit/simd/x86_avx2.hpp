@@ -56,6 +56,11 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup16(batch<std::int32_t, Arch> index
 }
 
 template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup8(batch<std::int32_t, Arch> index, const float* table, requires_arch<xsimd::avx2>) noexcept {
+  return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+}
+
+template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint8_t* p, requires_arch<xsimd::avx2>) noexcept {
   return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }

@@ -53,6 +53,10 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup16(batch<std::int32_t, Arch> index
                                                  requires_arch<xsimd::avx512f>) noexcept {
   return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
 }
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lookup8(batch<std::int32_t, Arch> index, const float* table, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_permutexvar_ps(index, _mm512_castps256_ps512(_mm256_loadu_ps(table)));
+}
 
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint8_t* p, requires_arch<xsimd::avx512f>) noexcept {

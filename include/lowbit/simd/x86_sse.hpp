@@ -22,6 +22,16 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
   return p;
 }
 
+// minps and maxps are defined so.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::sse2>) noexcept {
+  return xsimd::min(a, b);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> greater(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::sse2>) noexcept {
+  return xsimd::max(a, b);
+}
+
 // SSE2 has no byte multiply: widen to 16 bits, where 127 * 127 fits and pmaddwd sums pairs into 32 bits.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arch> acc, batch<std::int8_t, Arch> w,
