@@ -24,6 +24,8 @@ void layer_steps::add(const matrix& inputs, const lowbit::panel_matrix& w, matri
 }
 
 void layer_steps::place(std::size_t position, std::size_t tokens) {
+  if (position == position_ && tokens == angles_.rows()) return;
+  position_ = position;
   angles_.resize(tokens, config_.head_dim);
   for (std::size_t t = 0; t < tokens; ++t) rope_angles(config_, position + t, angles_.row(t));
 }

@@ -46,6 +46,7 @@ class layer_steps {
   thread_pool& threads_;
   lowbit::precision precision_;
   lowbit::workspace workspace_;
+  std::size_t position_ = 0;  // of the first of angles_
   matrix normed_, query_, key_, value_, mixed_, angles_;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <lowbit/core/executor.hpp>
+#include <lowbit/core/matrix_view.hpp>
 #include <lowbit/kernel/dispatch.hpp>
 
 #include <algorithm>
