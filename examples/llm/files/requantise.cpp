@@ -3,8 +3,7 @@
 #include "names.hpp"
 
 #include <lowbit/matrix/dequantise.hpp>
-
-#include <utility>
+#include <lowbit/quantise/allocate_mix.hpp>
 
 namespace llm {
 
@@ -29,17 +28,7 @@ format_id target_format(const tensor& t, format_id wanted) {
     if (t.spec == &lowbit::spec_of<lowbit::bfloat16>) return id_of<lowbit::bfloat16>();
     return t.spec == &lowbit::spec_of<lowbit::f32> ? id_of<lowbit::f32>() : id_of<lowbit::float16>();
   }
-  const std::pair<format_id, format_id> fallbacks[] = {
-      {id_of<lowbit::q2_k>(), id_of<lowbit::q4_0>()}, {id_of<lowbit::q3_k>(), id_of<lowbit::q4_0>()},
-      {id_of<lowbit::tq2_0>(), id_of<lowbit::q4_0>()}, {id_of<lowbit::q4_k>(), id_of<lowbit::q5_0>()},
-      {id_of<lowbit::q5_k>(), id_of<lowbit::q5_1>()}, {id_of<lowbit::q6_k>(), id_of<lowbit::q8_0>()},
-      {id_of<lowbit::iq4_xs>(), id_of<lowbit::iq4_nl>()}, {id_of<lowbit::nvfp4>(), id_of<lowbit::mxfp4>()},
-      {id_of<lowbit::q2_0>(), id_of<lowbit::q4_0>()}, {id_of<lowbit::q1_0>(), id_of<lowbit::q4_0>()}};
-  const auto fits = [&](format_id id) { return t.cols % lowbit::spec_of_id(id).block == 0; };
-  if (fits(wanted)) return wanted;
-  for (const auto& [from, to] : fallbacks)
-    if (from == wanted && fits(to)) return to;
-  return id_of<lowbit::float16>();
+  return lowbit::fallback_format(wanted, t.cols);
 }
 
 namespace {
