@@ -13,12 +13,16 @@ using lowbit::method;
 constexpr std::array recipes{
     recipe{.name = "rtn"},
     recipe{.name = "mse", .method = method::mse, .without_data = method::mse},
+    recipe{.name = "hqq", .method = method::hqq, .without_data = method::hqq},
+    recipe{.name = "imatrix", .method = method::imatrix, .needs_data = true},
     recipe{.name = "gptq", .method = method::gptq, .needs_data = true},
-    recipe{.name = "awq", .method = method::mse, .needs_data = true, .channels = channel_scaling::activation_aware},
-    recipe{.name = "awq+gptq", .method = method::gptq, .needs_data = true, .channels = channel_scaling::activation_aware},
+    recipe{.name = "gptq+imatrix", .method = method::gptq_imatrix, .needs_data = true},
+    recipe{.name = "awq", .method = method::imatrix, .needs_data = true, .channels = channel_scaling::activation_aware},
+    recipe{.name = "awq+clip", .method = method::clip, .needs_data = true, .channels = channel_scaling::activation_aware},
+    recipe{.name = "awq+gptq", .method = method::gptq_imatrix, .needs_data = true, .channels = channel_scaling::activation_aware},
     recipe{.name = "smooth", .needs_data = true, .channels = channel_scaling::smooth},
     recipe{.name = "rotate", .rotated = true},
-    recipe{.name = "rotate+gptq", .method = method::gptq, .needs_data = true, .rotated = true},
+    recipe{.name = "rotate+gptq", .method = method::gptq_imatrix, .needs_data = true, .rotated = true},
 };
 
 }  // namespace

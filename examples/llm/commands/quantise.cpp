@@ -2,6 +2,7 @@
 //
 // Methods without data go through the file tensor by tensor. The others calibrate layer by layer, and keep finished layers in a work folder
 // beside the output, from which --resume goes on after an interruption.
+#include "../calibrate/allocation.hpp"
 #include "../calibrate/hash.hpp"
 #include "../calibrate/pass.hpp"
 #include "../calibrate/rotate.hpp"
@@ -20,7 +21,8 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string in, out, format, method = "rtn";
+  std::string in, out, method = "rtn";
+  format_choice formats;
   calibration_options calibration;
   bool resume = false;
 };
@@ -40,15 +42,16 @@ std::filesystem::path work_folder_of(const std::string& out) {
 }
 
 /// Of everything that decides what the quantised weights are.
-lowbit::result<std::uint64_t> hash_of(const checkpoint& model, const options& o, const calibration_samples& samples) {
+lowbit::result<std::uint64_t> hash_of(const checkpoint& model, lowbit::format_id format, const options& o, const calibration_samples& samples) {
   hasher h;
-  for (const std::string& text : {o.format, o.method}) h.add(text);
+  h.add(o.method);
   h.add(o.calibration.plan.seed);
   h.add(samples.hash);
   for (const tensor& t : model.tensors) {
     const auto w = t.read();
     if (!w) return w.error();
     h.add(t.name);
+    h.add(static_cast<std::uint64_t>(target_format(t, format)));
     h.add({w->view().data, w->view().size_bytes()});
     if (t.forget) t.forget();
   }
@@ -61,14 +64,14 @@ struct calibrated_work {
   step_store store;
 };
 
-lowbit::result<calibrated_work> prepare(const checkpoint& model, const options& o) {
+lowbit::result<calibrated_work> prepare(const checkpoint& model, lowbit::format_id format, const options& o) {
   if (o.calibration.text.empty())
     return lowbit::failure{lowbit::errc::bad_value, "method " + o.method + " needs a text to calibrate on: --calibration TEXT"};
   const auto words = tokeniser::from(model.words);
   if (!words) return words.error();
   auto samples = read_samples(o.calibration, *words, model.config);
   if (!samples) return std::move(samples).error();
-  const auto hash = hash_of(model, o, *samples);
+  const auto hash = hash_of(model, format, o, *samples);
   if (!hash) return hash.error();
   auto store = step_store::in_folder(work_folder_of(o.out), *hash, o.resume);
   if (!store) return std::move(store).error();
@@ -91,12 +94,12 @@ lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const o
 }
 
 lowbit::status run(const options& o, const common_options& common) {
-  const auto format = format_named(o.format);
-  if (!format) return format.error();
   const auto method = recipe_named(o.method);
   if (!method) return method.error();
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
+  const auto format = choose_formats(*model, o.formats, method->needs_data);
+  if (!format) return format.error();
 
   const auto began = std::chrono::steady_clock::now();
   const std::size_t memory_before = peak_memory();
@@ -105,7 +108,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
   std::optional<calibrated_work> work;
   if (method->needs_data) {
-    auto prepared = prepare(*model, o);
+    auto prepared = prepare(*model, *format, o);
     if (!prepared) return std::move(prepared).error();
     work = *std::move(prepared);
     work->samples.disclose(model->notes);
@@ -152,7 +155,8 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   CLI::App* c = app.add_subcommand("quantise", "Write a model in a low-bit format");
   c->add_option("in", o->in, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
-  c->add_option("--format", o->format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ...")->required();
+  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes: Q4_K_M, Q3_K_S, ...")->required();
+  c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name (as `inspect` shows it; * and ? match), the first that matches counts");
   c->add_option("--method", o->method, recipe_names())->capture_default_str();
   add_calibration(*c, o->calibration, "");
   c->add_flag("--resume", o->resume, "Go on with the same command's interrupted work: finished layers are kept beside the output until it is whole");

@@ -23,6 +23,7 @@ lowbit::result<format_id> format_named(const std::string& name) {
 
 format_id target_format(const tensor& t, format_id wanted) {
   if (t.is_vector) return id_of<lowbit::f32>();
+  wanted = t.wanted.value_or(wanted);
   if (!in_gguf(wanted)) {
     if (!is_vocabulary_matrix(t.name)) return wanted;
     if (t.spec == &lowbit::spec_of<lowbit::bfloat16>) return id_of<lowbit::bfloat16>();
