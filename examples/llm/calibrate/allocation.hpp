@@ -20,9 +20,11 @@ struct format_choice {
 /// decide how weights are rounded, which llama.cpp's mixes take into account.
 lowbit::result<lowbit::format_id> choose_formats(checkpoint& model, const format_choice& choice, bool has_importance);
 
-/// Chooses, within choice.budget, the format of every matrix that no override names: those for which the measured errors of the layers'
-/// outputs add up to the least. `samples`: what they are measured on. Expects a model that check_model accepts.
-lowbit::status allocate_formats(checkpoint& model, const format_choice& choice, const calibration_samples& samples, thread_pool& threads,
-                                const std::function<void(std::size_t, std::size_t)>& progress = {});
+/// Chooses, within choice.budget, the format of every matrix that no override names: those for which the measured errors add up to the least.
+/// A matrix's error is how far the hidden states behind its half of the layer move when it alone is rounded to nearest, relative to their
+/// size; the output matrix's is that of the logits, taken from their mean. Measured on `tokens` or more of `samples`. Expects a
+/// model that check_model accepts and a format that GGUF has.
+lowbit::status allocate_formats(checkpoint& model, lowbit::format_id format, const format_choice& choice, const calibration_samples& samples,
+                                thread_pool& threads, const std::function<void(std::size_t, std::size_t)>& progress = {}, std::size_t tokens = 1024);
 
 }  // namespace llm

@@ -10,7 +10,6 @@
 
 #include <filesystem>
 #include <map>
-#include <unordered_map>
 
 namespace llm {
 

@@ -62,4 +62,24 @@ void walk::pass_mlp(const layer_weights& w) {
   for (matrix& x : states_) steps_.add(inputs_of(input_group::mlp_output, w, x), w.down, x);
 }
 
+std::vector<matrix> walk::behind_attention(const layer_weights& w) {
+  std::vector<matrix> out = states_;
+  pass_attention(w);
+  std::swap(out, states_);
+  return out;
+}
+
+std::vector<matrix> walk::behind_mlp(const layer_weights& w) {
+  std::vector<matrix> out = states_;
+  pass_mlp(w);
+  std::swap(out, states_);
+  return out;
+}
+
+std::vector<matrix> walk::outputs(const std::vector<float>& norm, const lowbit::panel_matrix& w) {
+  std::vector<matrix> out(states_.size());
+  for (std::size_t i = 0; i < states_.size(); ++i) steps_.multiply(steps_.normalise(states_[i], norm), w, out[i]);
+  return out;
+}
+
 }  // namespace llm

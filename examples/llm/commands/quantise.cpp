@@ -58,38 +58,29 @@ lowbit::result<std::uint64_t> hash_of(const checkpoint& model, lowbit::format_id
   return h.value();
 }
 
-/// What the methods with data need besides the model.
-struct calibrated_work {
-  calibration_samples samples;
-  step_store store;
-};
-
-lowbit::result<calibrated_work> prepare(const checkpoint& model, lowbit::format_id format, const options& o) {
+lowbit::result<calibration_samples> choose_samples(const checkpoint& model, const options& o) {
   if (o.calibration.text.empty())
-    return lowbit::failure{lowbit::errc::bad_value, "method " + o.method + " needs a text to calibrate on: --calibration TEXT"};
+    return lowbit::failure{lowbit::errc::bad_value, (o.formats.budget > 0 ? "--budget" : "method " + o.method) + " needs a text to calibrate on: --calibration TEXT"};
   const auto words = tokeniser::from(model.words);
   if (!words) return words.error();
-  auto samples = read_samples(o.calibration, *words, model.config);
-  if (!samples) return std::move(samples).error();
-  const auto hash = hash_of(model, format, o, *samples);
-  if (!hash) return hash.error();
-  auto store = step_store::in_folder(work_folder_of(o.out), *hash, o.resume);
-  if (!store) return std::move(store).error();
-  return calibrated_work{*std::move(samples), *std::move(store)};
+  return read_samples(o.calibration, *words, model.config);
 }
 
 /// Calibrates and writes; the bytes written. The finished steps go when the output is whole.
 lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const options& o, const recipe& method, const requantisation& how,
-                                                calibrated_work& work, thread_pool& threads) {
+                                                const calibration_samples& samples, step_store& store, thread_pool& threads) {
   last_words = "\nlowbit: stopped; finished layers are kept, and the same command with --resume goes on\n";
   progress bar{"calibrating"};
-  if (lowbit::status s = calibration_pass{model, how, method, work.samples, threads}.run(work.store, std::ref(bar)); !s) return std::move(s).error();
+  if (lowbit::status s = calibration_pass{model, how, method, samples, threads}.run(store, std::ref(bar)); !s) {
+    if (store.finished() == 0) store.remove();
+    return std::move(s).error();
+  }
   auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
-    if (const weights* const w = work.store.find(t.name)) return weights{w->view()};
+    if (const weights* const w = store.find(t.name)) return weights{w->view()};
     return requantise(t, how, threads);
   });
   last_words = nullptr;
-  if (bytes) work.store.remove();
+  if (bytes) store.remove();
   return bytes;
 }
 
@@ -106,19 +97,31 @@ lowbit::status run(const options& o, const common_options& common) {
   thread_pool threads{common.threads};
   if (lowbit::status valid = check_model(*model); !valid) return valid;
   if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
-  std::optional<calibrated_work> work;
+  std::optional<calibration_samples> samples;
+  if (method->needs_data || o.formats.budget > 0) {
+    auto chosen = choose_samples(*model, o);
+    if (!chosen) return std::move(chosen).error();
+    samples = *std::move(chosen);
+    samples->disclose(model->notes);
+  }
+  if (o.formats.budget > 0) {
+    progress bar{"measuring"};
+    if (lowbit::status s = allocate_formats(*model, *format, o.formats, *samples, threads, std::ref(bar)); !s) return s;
+  }
+  std::optional<step_store> store;
   if (method->needs_data) {
-    auto prepared = prepare(*model, *format, o);
-    if (!prepared) return std::move(prepared).error();
-    work = *std::move(prepared);
-    work->samples.disclose(model->notes);
+    const auto hash = hash_of(*model, *format, o, *samples);
+    if (!hash) return hash.error();
+    auto opened = step_store::in_folder(work_folder_of(o.out), *hash, o.resume);
+    if (!opened) return std::move(opened).error();
+    store = *std::move(opened);
   }
   model->notes.set("lowbit.method", o.method);
   if (method->rotated) *model = rotated(*std::move(model), o.calibration.plan.seed, threads);
   const requantisation how = plan_for(*model, *format, method->method);
   progress bar{"quantising"};
-  const auto bytes = work ? quantise_calibrated(*model, o, *method, how, *work, threads)
-                          : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
+  const auto bytes = store ? quantise_calibrated(*model, o, *method, how, *samples, *store, threads)
+                           : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
   bar.clear();
   if (!bytes) return bytes.error();
 
@@ -135,14 +138,14 @@ lowbit::status run(const options& o, const common_options& common) {
     const nlohmann::ordered_json j{{"format", lowbit::spec_of_id(*format).name}, {"method", o.method}, {"parameters", parameters}, {"file_bytes", *bytes},
                                    {"arithmetic_bytes", arithmetic}, {"source_bytes", in_bytes}, {"seconds", seconds}, {"peak_memory_bytes", peak},
                                    {"memory_before_bytes", memory_before}, {"largest_tensor_float_bytes", largest},
-                                   {"calibrated_on", work ? nlohmann::ordered_json(work->samples.description()) : nlohmann::ordered_json(nullptr)}};
+                                   {"calibrated_on", samples ? nlohmann::ordered_json(samples->description()) : nlohmann::ordered_json(nullptr)}};
     fmt::print("{}\n", j.dump(2));
     return lowbit::done{};
   }
   const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };
   fmt::print("{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, mb(*bytes), parameters,
              lowbit::spec_of_id(*format).bits_per_weight(), mb(arithmetic));
-  if (work) fmt::print("calibrated on {}\n", work->samples.description());
+  if (samples) fmt::print("calibrated on {}\n", samples->description());
   fmt::print("{:.2f} s; peak memory {:.0f} MB, of which {:.0f} MB before the first tensor; the largest tensor is {:.0f} MB as floats\n", seconds,
              mb(peak), mb(memory_before), mb(largest));
   return lowbit::done{};
@@ -156,6 +159,8 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("in", o->in, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
   c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes: Q4_K_M, Q3_K_S, ...")->required();
+  c->add_option("--budget", o->formats.budget, "Bits per weight on average: choose every matrix's format by the error that it makes in its layer's output (needs --calibration)")
+      ->check(CLI::Range(1.0, 16.0));
   c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name (as `inspect` shows it; * and ? match), the first that matches counts");
   c->add_option("--method", o->method, recipe_names())->capture_default_str();
   add_calibration(*c, o->calibration, "");
