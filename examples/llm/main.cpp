@@ -8,12 +8,15 @@
 #include <fmt/core.h>
 
 #include <csignal>
+#include <cstring>
+#include <unistd.h>
 
 namespace {
 
 // Stopped by the user or the system: half-written files go, and the signal does what it always does.
 void clean_up(int signal) {
   lowbit::remove_partial_files();
+  if (const char* const words = llm::last_words; words != nullptr) (void)!write(STDERR_FILENO, words, std::strlen(words));
   std::signal(signal, SIG_DFL);
   std::raise(signal);
 }

@@ -190,3 +190,40 @@ TEST_CASE("statistics of all layers but one can be elsewhere") {
   kept["a"].pop_back();
   CHECK(spilled.update("a", 20, [](auto&) {}).error().message == "a: statistics end early, after " + std::to_string(kept["a"].size()) + " bytes");
 }
+
+TEST_CASE("the largest magnitude of every channel, of parts and of the whole") {
+  matrix x = matrix::Random(57, 12);
+  x(3, 4) = -9;
+  x(30, 2) = 7;
+  channel_maximum first(12), second(12);
+  CHECK(first.maximum() == Eigen::VectorXf::Ones(12));
+  first.add(view(x).middle_rows(0, 20));
+  second.add(view(x).middle_rows(20, 37));
+  first.merge(second);
+  CHECK(first.tokens() == 57);
+  CHECK(first.channels() == 12);
+  CHECK(first.maximum() == x.cwiseAbs().colwise().maxCoeff().transpose());
+  x(5, 1) = std::nanf("");
+  x(6, 0) = -INFINITY;
+  channel_maximum hostile(12);
+  hostile.add(view(x));
+  CHECK(std::isinf(hostile.maximum()[0]));
+  CHECK(hostile.maximum()[1] <= 1);
+}
+
+TEST_CASE("statistics divided by scales are those of divided inputs") {
+  const matrix x = matrix::Random(31, 5);
+  const std::vector<float> by{2, 0.5f, 3, 0.1f, 7};
+  const matrix divided = x * Eigen::Map<const Eigen::VectorXf>(by.data(), 5).cwiseInverse().asDiagonal();
+  calibrated<channel_magnitude, channel_importance, channel_maximum, hessian> changed(5), expected(5);
+  changed.add(view(x));
+  changed.divide(by);
+  expected.add(view(divided));
+  CHECK(changed.get<channel_magnitude>().mean().isApprox(expected.get<channel_magnitude>().mean(), 1e-6f));
+  CHECK(changed.get<channel_importance>().mean().isApprox(expected.get<channel_importance>().mean(), 1e-6f));
+  CHECK(changed.get<channel_maximum>().maximum().isApprox(expected.get<channel_maximum>().maximum(), 1e-6f));
+  CHECK(changed.get<hessian>().matrix().isApprox(expected.get<hessian>().matrix(), 1e-6));
+  const auto same = changed.get<hessian>().matrix();
+  changed.divide({});
+  CHECK(changed.get<hessian>().matrix() == same);
+}

@@ -101,6 +101,18 @@ TEST_CASE("bad input gets one line and exit code 2") {
   check_refused("quantise " + model + " " + folder / "x.gguf" + " --format q9_9", {"q9_9", "q4_0", "iq4_nl", "nf4", "u<b>_g<n>"});
   check_refused("quantise " + model + " " + folder / "x.gguf" + " --format q4_0 --method magic", {"magic", "rtn", "mse"});
   check_refused("compare " + model + " --formats q4_0,nope", {"nope", "q4_0"});
+
+  const std::string calibrated = "quantise " + model + " " + folder / "x.gguf" + " --format q4_0 --method gptq";
+  check_refused(calibrated, {"gptq", "--calibration"});
+  check_refused(calibrated + " --calibration " + folder / "latin1.txt", {"latin1.txt", "UTF-8", "2"});
+  check_refused(calibrated + " --calibration " + folder / "empty.txt", {"empty.txt", "too few"});
+  check_refused(calibrated + " --calibration " + text, {"text.txt", "too few", "64"});
+  check_refused(calibrated + " --calibration " + folder / "missing.txt", {"missing.txt"});
+  check_refused(calibrated + " --override nosuch=q8_0 --calibration " + text, {"nosuch"});
+  check_refused(calibrated + " --override token_embd.weight --calibration " + text, {"PATTERN=FORMAT"});
+  check_refused("quantise " + folder / "nan.bin" + " " + folder / "nan.gguf" + " --format q4_0 --method gptq --calibration-length 8 --calibration " + text,
+                {"token_embd.weight"});
+  CHECK(!std::filesystem::exists(folder / ".nan.gguf.unfinished"));
   check_refused("quantise " + model + " " + folder / "no/such/folder.gguf" + " --format q4_0", {"folder.gguf"});
   check_refused("quantise " + model + " " + folder / "" + " --format q4_0", {"directory"});
   check_refused("quantise " + model + " " + model + " --format s1_g32", {"s1_g32"});
@@ -184,4 +196,28 @@ TEST_CASE("quantise needs memory for the largest tensor, not for the model, and 
   std::set<std::string> left;
   for (const auto& e : std::filesystem::directory_iterator{folder.path()}) left.insert(e.path().filename().string());
   CHECK(left == std::set<std::string>{"tiny.bin", "tiny-tok.bin"});
+}
+
+TEST_CASE("a calibrated run that is stopped leaves no output, and goes on where it was") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder, {.dim = 128, .hidden = 512, .layers = 6, .heads = 4, .kv_heads = 2}), text = folder / "text.txt";
+  std::string words;
+  for (int i = 0; i < 6000; ++i) words += static_cast<char>('a' + i * i % 7 + i % 11);
+  write_bytes(text, words);
+  const std::string options = " --format q4_0 --method gptq --threads 1 --calibration-tokens 4096 --calibration " + text, work = folder / ".out.gguf.unfinished";
+  REQUIRE(run("quantise " + model + " " + folder / "whole.gguf" + options).code == 0);
+  CHECK(!std::filesystem::exists(folder / ".whole.gguf.unfinished"));
+
+  // Interrupted as soon as two steps are there.
+  const std::string stop = "sh -c '\"$0\" \"$@\" & p=$!; while [ ! -e " + work + "/step-1 ]; do sleep 0.01; done; kill -INT $p; wait $p' ";
+  const outcome stopped = run("quantise " + model + " " + folder / "out.gguf" + options, stop);
+  CHECK(stopped.code != 0);
+  CHECK(stopped.err.find("--resume") != std::string::npos);
+  CHECK(!std::filesystem::exists(folder / "out.gguf"));
+  CHECK(std::filesystem::exists(work + "/step-1"));
+
+  check_refused("quantise " + model + " " + folder / "out.gguf" + options + " --seed 43 --resume", {"another model, text or options"});
+  REQUIRE(run("quantise " + model + " " + folder / "out.gguf" + options + " --resume").code == 0);
+  CHECK(read_bytes(folder / "out.gguf") == read_bytes(folder / "whole.gguf"));
+  CHECK(!std::filesystem::exists(work));
 }

@@ -27,8 +27,17 @@ status everything(matrix_view<const float> weights, const char* path) {
   workspace space;
   std::vector<float> y(weights.rows * weights.rows);
   multiply(weights, panels, {y.data(), weights.rows, weights.rows}, space);
-  calibrated<channel_magnitude, hessian> statistics(weights.cols);
+  calibrated<channel_magnitude, channel_maximum, hessian> statistics(weights.cols);
   statistics.add(weights);
+  auto scaled = quantiser<q3_g40, minmax, round_nearest, smooth_quant<>, activation_aware_scaling>::quantise(weights, statistics);
+  if (!scaled) return std::move(scaled).error();
+  auto apart = quantise_with_outliers(spec_of<q8_0>, weights, outlier_channels(statistics.get<channel_maximum>()), serial, statistics);
+  if (!apart) return std::move(apart).error();
+  const rotation turned(weights.cols, 1);
+  turned.rotate_rows({y.data(), 1, weights.rows}, serial);
+  const std::vector<allocated_tensor> tensors{{"w", {{id_of<q4_k>(), 1.0, packed->bytes().size()}}}};
+  if (auto chosen = allocate(tensors, 1000); !chosen) return std::move(chosen).error();
+  if (mix_format(mix::q4_k_m, "output.weight", 2, weights.cols, {})) own = std::move(scaled);
 
 #ifdef WITHOUT_FILES
   return path == nullptr ? status(failure{errc::io, "no path"}) : status(done{});

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <atomic>
 #include <functional>
 #include <string>
 
@@ -16,6 +17,9 @@ struct common_options {
   bool json = false;        ///< one JSON value on standard output instead of text
   std::string tokeniser;    ///< for llama2.c's checkpoints: the tokenizer's file
 };
+
+/// What standard error is told when a signal ends the program; null: nothing.
+inline std::atomic<const char*> last_words{nullptr};
 
 /// The chosen subcommand.
 using action = std::function<lowbit::status()>;

@@ -1,9 +1,13 @@
 // `lowbit compare MODEL`: every method x format that is asked for on one model, and what each costs, in one table.
 //
 // The reference is the model in float32. Without a text the reference writes its own, with a fixed seed; on such a text the expected
-// loss of a model over the reference's is exactly its divergence from it. Files are really written, and sizes are theirs.
+// loss of a model over the reference's is exactly its divergence from it. Without a calibration text it writes that too, with another
+// seed. Files are really written, and sizes are theirs.
+#include "../calibrate/pass.hpp"
+#include "../calibrate/rotate.hpp"
 #include "../engine/sampler.hpp"
 #include "../files/save.hpp"
+#include "calibration.hpp"
 #include "loading.hpp"
 #include "progress.hpp"
 
@@ -13,7 +17,6 @@
 #include <chrono>
 #include <filesystem>
 #include <unistd.h>
-#include <unordered_map>
 
 namespace llm {
 namespace {
@@ -25,6 +28,7 @@ struct options {
   std::string model, text;
   std::vector<std::string> formats{"q8_0", "q6_k", "q5_k", "q4_k", "q4_1", "q4_0", "iq4_nl", "mxfp4", "nf4", "u4_g64", "s4_g128", "q3_k", "q2_k"};
   std::vector<std::string> methods{"rtn", "mse"};
+  calibration_options calibration;
   std::size_t context = 0, tokens = 0;
   bool exact = false;
 };
@@ -90,8 +94,8 @@ class comparison {
     for (const tensor& t : file_.tensors) parameters_ += t.rows * t.cols;
   }
 
-  /// Builds the float32 model, chooses the text, and keeps what the model says to it.
-  lowbit::status prepare() {
+  /// Builds the float32 model, chooses the texts, and keeps what the model says to the one that is evaluated on.
+  lowbit::status prepare(bool needs_data) {
     auto words = tokeniser::from(file_.words);
     if (!words) return std::move(words).error();
     const auto reference = build_llama(file_, as_float32(threads_), threads_);
@@ -103,11 +107,22 @@ class comparison {
     if (options_.text.empty()) {
       progress bar{"writing a text"};
       const std::size_t count = lowbit::ceil_div(tokens, context_ - 1);
-      windows_ = sample_windows(s, words->data().bos, count, lowbit::ceil_div(tokens, count) + 1, 1, std::ref(bar));
+      windows_ = sample_windows(s, words->data().bos, count, lowbit::ceil_div(tokens, count) + 1, evaluation_seed, std::ref(bar));
     } else {
       auto w = windows_of_text(options_.text, *words, context_, tokens);
       if (!w) return std::move(w).error();
       windows_ = *std::move(w);
+    }
+    if (needs_data && !options_.calibration.text.empty()) {
+      auto samples = read_samples(options_.calibration, *words, file_.config);
+      if (!samples) return std::move(samples).error();
+      samples_ = *std::move(samples);
+    } else if (needs_data) {
+      if (options_.calibration.plan.seed == evaluation_seed && options_.text.empty())
+        return lowbit::failure{lowbit::errc::bad_value, "the calibration text would be the one that is evaluated on: choose another --seed"};
+      session writer{*reference, calibration_length(options_.calibration.plan, file_.config), threads_, lowbit::precision::exact};
+      progress bar{"writing a calibration text"};
+      samples_ = sample_model(writer, words->data().bos, file_.config, options_.calibration.plan, std::ref(bar));
     }
     progress bar{"float32"};
     reference_ = remember(logits_of(s, windows_), windows_, std::ref(bar));
@@ -115,31 +130,37 @@ class comparison {
   }
 
   /// Quantises, writes, evaluates and times; adds a line to the table.
-  lowbit::status add(lowbit::format_id format, lowbit::method method, const std::string& method_name) {
+  lowbit::status add(lowbit::format_id format, const recipe& method) {
     const lowbit::format_spec& spec = lowbit::spec_of_id(format);
     row r;
-    r.method = method_name;
+    r.method = method.name;
     r.format = spec.name;
+    r.needs_data = method.needs_data;
     r.save_as = name_of(container_of(file_, format));
     r.arithmetic_bytes = static_cast<std::size_t>(static_cast<double>(parameters_) * spec.bits_per_weight() / 8.0);
 
-    checkpoint model = file_;
-    const requantisation how = plan_for(model, format, method);
-    std::unordered_map<std::string, weights> quantised;
-    std::size_t stored_bytes = 0;
-    progress bar{r.format + ' ' + method_name};
+    checkpoint model = method.rotated ? rotated(file_, options_.calibration.plan.seed, threads_) : file_;
+    const requantisation how = plan_for(model, format, method.method);
+    step_store quantised;
+    progress bar{r.format + ' ' + r.method};
     const auto began = clock::now();
+    if (method.needs_data)
+      if (lowbit::status s = calibration_pass{model, how, method, samples_, threads_}.run(quantised, std::ref(bar)); !s) return s;
+    named_weights rest;
     for (const tensor& t : model.tensors) {
-      bar(quantised.size(), model.tensors.size());
+      if (quantised.find(t.name) != nullptr) continue;
+      if (!method.needs_data) bar(rest.size(), model.tensors.size());
       auto w = requantise(t, how, threads_);
       if (!w) return std::move(w).error();
-      stored_bytes += w->view().size_bytes();
-      quantised.insert_or_assign(t.name, *std::move(w));
+      rest.insert_or_assign(t.name, *std::move(w));
     }
+    if (lowbit::status s = quantised.keep(std::move(rest)); !s) return s;
     r.quantise_seconds = seconds_since(began);
+    std::size_t stored_bytes = 0;
+    for (const tensor& t : model.tensors) stored_bytes += quantised.find(t.name)->view().size_bytes();
     r.bits_per_weight = 8.0 * static_cast<double>(stored_bytes) / static_cast<double>(parameters_);
 
-    const weight_source in_memory = [&](const tensor& t) -> lowbit::result<weights> { return weights{quantised.at(t.name).view()}; };
+    const weight_source in_memory = [&](const tensor& t) -> lowbit::result<weights> { return weights{quantised.find(t.name)->view()}; };
     if (!r.save_as.empty()) {
       const temporary_path path;
       const auto bytes = save_model(path.string(), model, format, in_memory);
@@ -170,13 +191,14 @@ class comparison {
       fmt::print("{}\n", all.dump(2));
       return;
     }
-    fmt::print("{} ({}), {} parameters; {} tokens {}; {} thread{}\n\n", file_.name, file_.kind, parameters_, rows_.front().quality.tokens,
+    fmt::print("{} ({}), {} parameters; {} tokens {}; {} thread{}\n", file_.name, file_.kind, parameters_, rows_.front().quality.tokens,
                options_.text.empty() ? "that the float32 model wrote itself" : "of " + options_.text, threads_.concurrency(),
                threads_.concurrency() == 1 ? "" : "s");
-    fmt::print("{:<7} {:<8} {:>7} {:>9} {:>9} {:>11} {:>9} {:>9} {:>6} {:>8} {:>9} {:>9}  {:<5} {}\n", "method", "format", "bits/w", "file MB",
+    if (!samples_.sequences.empty()) fmt::print("methods with data: calibrated on {}\n", samples_.description());
+    fmt::print("\n{:<11} {:<8} {:>7} {:>9} {:>9} {:>11} {:>9} {:>9} {:>6} {:>8} {:>9} {:>9}  {:<5} {}\n", "method", "format", "bits/w", "file MB",
                "p*b/8 MB", "perplexity", "KL mean", "KL p99", "top-1", "token/s", "prompt/s", "quantise", "data", "saved as");
     for (const row& r : rows_)
-      fmt::print("{:<7} {:<8} {:>7.3f} {:>9} {:>9.2f} {:>11.4f} {:>9.2e} {:>9.2e} {:>5.1f}% {:>8.1f} {:>9.1f} {:>7.2f} s  {:<5} {}\n", r.method, r.format,
+      fmt::print("{:<11} {:<8} {:>7.3f} {:>9} {:>9.2f} {:>11.4f} {:>9.2e} {:>9.2e} {:>5.1f}% {:>8.1f} {:>9.1f} {:>7.2f} s  {:<5} {}\n", r.method, r.format,
                  r.bits_per_weight, r.save_as.empty() ? "-" : fmt::format("{:.2f}", static_cast<double>(r.file_bytes) / 1e6),
                  static_cast<double>(r.arithmetic_bytes) / 1e6, r.quality.perplexity, r.quality.kl_mean, r.quality.kl_p99, 100.0 * r.quality.top1_agreement,
                  r.decode_speed, r.prompt_speed, r.quantise_seconds, r.needs_data ? "yes" : "no", r.save_as.empty() ? "-" : r.save_as);
@@ -188,18 +210,22 @@ class comparison {
   checkpoint file_;
   thread_pool& threads_;
   std::size_t parameters_ = 0, context_ = 0;
+  static constexpr std::uint64_t evaluation_seed = 1;
   windows windows_;
+  calibration_samples samples_;
   logit_source reference_;
   std::vector<row> rows_;
 };
 
 lowbit::status run(const options& o, const common_options& common) {
-  std::vector<std::pair<std::string, lowbit::method>> methods;
+  std::vector<recipe> methods;
+  bool needs_data = false;
   std::vector<lowbit::format_id> formats;
   for (const std::string& name : o.methods) {
-    const auto m = method_named(name);
+    const auto m = recipe_named(name);
     if (!m) return m.error();
-    methods.emplace_back(name, *m);
+    methods.push_back(*m);
+    needs_data |= m->needs_data;
   }
   for (const std::string& name : o.formats) {
     const auto f = format_named(name);
@@ -210,11 +236,11 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!file) return std::move(file).error();
   thread_pool threads{common.threads};
   comparison table{o, common, *std::move(file), threads};
-  if (lowbit::status s = table.prepare(); !s) return s;
-  if (lowbit::status s = table.add(lowbit::id_of<lowbit::f32>(), lowbit::method::rtn, "none"); !s) return s;
+  if (lowbit::status s = table.prepare(needs_data); !s) return s;
+  if (lowbit::status s = table.add(lowbit::id_of<lowbit::f32>(), recipe{.name = "none"}); !s) return s;
   for (const lowbit::format_id f : formats)
-    for (const auto& [name, m] : methods)
-      if (lowbit::status s = table.add(f, m, name); !s) return s;
+    for (const recipe& m : methods)
+      if (lowbit::status s = table.add(f, m); !s) return s;
   table.print();
   return lowbit::done{};
 }
@@ -226,8 +252,9 @@ void add_compare(CLI::App& app, const common_options& common, action& chosen) {
   CLI::App* c = app.add_subcommand("compare", "Quantise a model in many ways and show in one table what each costs");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("--format,--formats", o->formats, "Formats to try, separated by commas")->delimiter(',')->capture_default_str();
-  c->add_option("--method,--methods", o->methods, "Methods to try, separated by commas: rtn, mse")->delimiter(',')->capture_default_str();
+  c->add_option("--method,--methods", o->methods, "Methods to try, separated by commas: " + recipe_names())->delimiter(',')->capture_default_str();
   c->add_option("--text", o->text, "A UTF-8 text to evaluate on (default: one that the float32 model writes)");
+  add_calibration(*c, o->calibration, " (default: one that the float32 model writes, with another seed than the text that is evaluated on)");
   c->add_option("--context", o->context, "Tokens in a window (default 256, or what the model was trained for)");
   c->add_option("--tokens", o->tokens, "Predict so many tokens (default: by the size of the vocabulary, 64 to 4096)");
   c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");

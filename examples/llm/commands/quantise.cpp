@@ -1,19 +1,30 @@
-// `lowbit quantise IN OUT --format F [--method M]`
+// `lowbit quantise IN OUT --format F [--method M [--calibration TEXT]]`
+//
+// Methods without data go through the file tensor by tensor. The others calibrate layer by layer, and keep finished layers in a work folder
+// beside the output, from which --resume goes on after an interruption.
+#include "../calibrate/allocation.hpp"
+#include "../calibrate/hash.hpp"
+#include "../calibrate/pass.hpp"
+#include "../calibrate/rotate.hpp"
 #include "../files/save.hpp"
-#include "commands.hpp"
+#include "calibration.hpp"
 #include "progress.hpp"
 
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include <chrono>
+#include <filesystem>
 #include <sys/resource.h>
 
 namespace llm {
 namespace {
 
 struct options {
-  std::string in, out, format, method = "rtn";
+  std::string in, out, method = "rtn";
+  format_choice formats;
+  calibration_options calibration;
+  bool resume = false;
 };
 
 // The most memory this process has had, in bytes.
@@ -23,20 +34,94 @@ std::size_t peak_memory() {
   return static_cast<std::size_t>(usage.ru_maxrss) * 1024;
 }
 
+/// Where the finished steps for an output are kept.
+std::filesystem::path work_folder_of(const std::string& out) {
+  std::filesystem::path path = std::filesystem::path{out}.lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();  // "name/"
+  return path.parent_path() / ("." + path.filename().string() + ".unfinished");
+}
+
+/// Of everything that decides what the quantised weights are.
+lowbit::result<std::uint64_t> hash_of(const checkpoint& model, lowbit::format_id format, const options& o, const calibration_samples& samples) {
+  hasher h;
+  h.add(o.method);
+  h.add(o.calibration.plan.seed);
+  h.add(samples.hash);
+  for (const tensor& t : model.tensors) {
+    const auto w = t.read();
+    if (!w) return w.error();
+    h.add(t.name);
+    h.add(static_cast<std::uint64_t>(target_format(t, format)));
+    h.add({w->view().data, w->view().size_bytes()});
+    if (t.forget) t.forget();
+  }
+  return h.value();
+}
+
+lowbit::result<calibration_samples> choose_samples(const checkpoint& model, const options& o) {
+  if (o.calibration.text.empty())
+    return lowbit::failure{lowbit::errc::bad_value, (o.formats.budget > 0 ? "--budget" : "method " + o.method) + " needs a text to calibrate on: --calibration TEXT"};
+  const auto words = tokeniser::from(model.words);
+  if (!words) return words.error();
+  return read_samples(o.calibration, *words, model.config);
+}
+
+/// Calibrates and writes; the bytes written. The finished steps go when the output is whole.
+lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const options& o, const recipe& method, const requantisation& how,
+                                                const calibration_samples& samples, step_store& store, thread_pool& threads) {
+  last_words = "\nlowbit: stopped; finished layers are kept, and the same command with --resume goes on\n";
+  progress bar{"calibrating"};
+  if (lowbit::status s = calibration_pass{model, how, method, samples, threads}.run(store, std::ref(bar)); !s) {
+    if (store.finished() == 0) store.remove();
+    return std::move(s).error();
+  }
+  auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
+    if (const weights* const w = store.find(t.name)) return weights{w->view()};
+    return requantise(t, how, threads);
+  });
+  last_words = nullptr;
+  if (bytes) store.remove();
+  return bytes;
+}
+
 lowbit::status run(const options& o, const common_options& common) {
-  const auto format = format_named(o.format);
-  if (!format) return format.error();
-  const auto method = method_named(o.method);
+  const auto method = recipe_named(o.method);
   if (!method) return method.error();
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
+  const auto format = choose_formats(*model, o.formats, method->needs_data);
+  if (!format) return format.error();
 
   const auto began = std::chrono::steady_clock::now();
   const std::size_t memory_before = peak_memory();
   thread_pool threads{common.threads};
-  const requantisation how = plan_for(*model, *format, *method);
+  if (lowbit::status valid = check_model(*model); !valid) return valid;
+  if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
+  std::optional<calibration_samples> samples;
+  if (method->needs_data || o.formats.budget > 0) {
+    auto chosen = choose_samples(*model, o);
+    if (!chosen) return std::move(chosen).error();
+    samples = *std::move(chosen);
+    samples->disclose(model->notes);
+  }
+  if (o.formats.budget > 0) {
+    progress bar{"measuring"};
+    if (lowbit::status s = allocate_formats(*model, *format, o.formats, *samples, threads, std::ref(bar)); !s) return s;
+  }
+  std::optional<step_store> store;
+  if (method->needs_data) {
+    const auto hash = hash_of(*model, *format, o, *samples);
+    if (!hash) return hash.error();
+    auto opened = step_store::in_folder(work_folder_of(o.out), *hash, o.resume);
+    if (!opened) return std::move(opened).error();
+    store = *std::move(opened);
+  }
+  model->notes.set("lowbit.method", o.method);
+  if (method->rotated) *model = rotated(*std::move(model), o.calibration.plan.seed, threads);
+  const requantisation how = plan_for(*model, *format, method->method);
   progress bar{"quantising"};
-  const auto bytes = save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
+  const auto bytes = store ? quantise_calibrated(*model, o, *method, how, *samples, *store, threads)
+                           : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
   bar.clear();
   if (!bytes) return bytes.error();
 
@@ -52,13 +137,15 @@ lowbit::status run(const options& o, const common_options& common) {
   if (common.json) {
     const nlohmann::ordered_json j{{"format", lowbit::spec_of_id(*format).name}, {"method", o.method}, {"parameters", parameters}, {"file_bytes", *bytes},
                                    {"arithmetic_bytes", arithmetic}, {"source_bytes", in_bytes}, {"seconds", seconds}, {"peak_memory_bytes", peak},
-                                   {"memory_before_bytes", memory_before}, {"largest_tensor_float_bytes", largest}};
+                                   {"memory_before_bytes", memory_before}, {"largest_tensor_float_bytes", largest},
+                                   {"calibrated_on", samples ? nlohmann::ordered_json(samples->description()) : nlohmann::ordered_json(nullptr)}};
     fmt::print("{}\n", j.dump(2));
     return lowbit::done{};
   }
   const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };
   fmt::print("{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, mb(*bytes), parameters,
              lowbit::spec_of_id(*format).bits_per_weight(), mb(arithmetic));
+  if (samples) fmt::print("calibrated on {}\n", samples->description());
   fmt::print("{:.2f} s; peak memory {:.0f} MB, of which {:.0f} MB before the first tensor; the largest tensor is {:.0f} MB as floats\n", seconds,
              mb(peak), mb(memory_before), mb(largest));
   return lowbit::done{};
@@ -71,8 +158,13 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   CLI::App* c = app.add_subcommand("quantise", "Write a model in a low-bit format");
   c->add_option("in", o->in, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
-  c->add_option("--format", o->format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ...")->required();
-  c->add_option("--method", o->method, "rtn: each format's reference; mse: a search for the scale with the least squared error")->capture_default_str();
+  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes: Q4_K_M, Q3_K_S, ...")->required();
+  c->add_option("--budget", o->formats.budget, "Bits per weight on average: choose every matrix's format by the error that it makes in its layer's output (needs --calibration)")
+      ->check(CLI::Range(1.0, 16.0));
+  c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name (as `inspect` shows it; * and ? match), the first that matches counts");
+  c->add_option("--method", o->method, recipe_names())->capture_default_str();
+  add_calibration(*c, o->calibration, "");
+  c->add_flag("--resume", o->resume, "Go on with the same command's interrupted work: finished layers are kept beside the output until it is whole");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

@@ -3,23 +3,12 @@
 // Weights are lowbit's run layout, whatever format they are in; the engine only ever calls multiply and read_row on them.
 #pragma once
 
-#include "attention.hpp"
-#include "thread_pool.hpp"
-
-#include <lowbit/matrix/panel_matrix.hpp>
-#include <lowbit/matrix/product.hpp>
+#include "layer.hpp"
 
 #include <optional>
 #include <span>
 
 namespace llm {
-
-/// One layer's weights, [out, in] each.
-struct layer_weights {
-  std::vector<float> attention_norm, mlp_norm;
-  lowbit::panel_matrix query, key, value, output;
-  lowbit::panel_matrix gate, up, down;
-};
 
 struct llama {
   model_config config;
@@ -36,7 +25,7 @@ struct llama {
 class session {
  public:
   session(const llama& model, std::size_t positions, thread_pool& threads, lowbit::precision precision)
-      : model_(model), cache_(model.config, positions), threads_(threads), precision_(precision) {}
+      : model_(model), cache_(model.config, positions), steps_(model.config, threads, precision) {}
 
   /// Appends tokens to the sequence. Returns the logits [wanted, vocabulary] of the last `wanted` of them, until the next call.
   /// Expects ids below the vocabulary's size, wanted <= tokens.size(), and room for them.
@@ -49,19 +38,10 @@ class session {
   [[nodiscard]] std::size_t capacity() const noexcept { return cache_.capacity(); }
 
  private:
-  void multiply(std::initializer_list<lowbit::product> batch);
-  /// x_ += x Wᵀ, the end of a residual branch.
-  void add_product(const matrix& x, const lowbit::panel_matrix& w);
-  void self_attention(const layer_weights& w, std::size_t layer);
-  void mlp(const layer_weights& w);
-  void normalise(const matrix& x, const std::vector<float>& weight, matrix& out);
-
   const llama& model_;
   kv_cache cache_;
-  thread_pool& threads_;
-  lowbit::precision precision_;
-  lowbit::workspace workspace_;
-  matrix x_, normed_, query_, key_, value_, mixed_, angles_, last_, logits_;
+  layer_steps steps_;
+  matrix x_, last_, logits_;
 };
 
 }  // namespace llm

@@ -1,7 +1,6 @@
 // Chooses the next token from logits: the likeliest, or a draw by temperature and top-p (Holtzman et al. 2020).
 //
-// The generator is spelt out (SplitMix64) because the standard's distributions differ between libraries: a seed gives the same
-// text everywhere.
+// The generator is spelt out because the standard's distributions differ between libraries: a seed gives the same text everywhere.
 #pragma once
 
 #include "elementwise.hpp"
@@ -23,9 +22,26 @@ struct sampling {
   std::uint64_t seed = 1;
 };
 
+/// SplitMix64 (Steele et al. 2014): a seed gives the same numbers everywhere.
+class random_bits {
+ public:
+  explicit random_bits(std::uint64_t seed) : state_(seed) {}
+  std::uint64_t next() noexcept {
+    std::uint64_t z = state_ += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+  }
+  /// [0, 1), from the upper 53 bits.
+  double uniform() noexcept { return static_cast<double>(next() >> 11) * 0x1p-53; }
+
+ private:
+  std::uint64_t state_;
+};
+
 class sampler {
  public:
-  explicit sampler(sampling s) : settings_(s), state_(s.seed) {}
+  explicit sampler(sampling s) : settings_(s), random_(s.seed) {}
 
   /// A token from n > 0 logits.
   std::size_t next(const float* logits, std::size_t n) {
@@ -44,23 +60,15 @@ class sampler {
     }
     double total = 0.0;
     for (std::size_t i : order_) total += static_cast<double>(probability_[i]);
-    double left = uniform() * total;
+    double left = random_.uniform() * total;
     for (std::size_t i : order_)
       if ((left -= static_cast<double>(probability_[i])) < 0.0) return i;
     return order_.back();
   }
 
  private:
-  // [0, 1), from the upper 53 bits.
-  double uniform() noexcept {
-    std::uint64_t z = state_ += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-53;
-  }
-
   sampling settings_;
-  std::uint64_t state_;
+  random_bits random_;
   std::vector<float> probability_;
   std::vector<std::size_t> order_;
 };

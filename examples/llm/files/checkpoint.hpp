@@ -7,6 +7,7 @@
 #include "../text/vocabulary.hpp"
 
 #include <lowbit/core/error.hpp>
+#include <lowbit/format/registry.hpp>
 #include <lowbit/io/gguf_metadata.hpp>
 #include <lowbit/io/mapped_file.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
@@ -41,6 +42,7 @@ struct tensor {
   std::size_t bytes = 0;                   ///< in its file
   std::function<lowbit::result<weights>()> read;
   std::function<void()> forget;            ///< lets the system drop the file's pages after use; may be empty
+  std::optional<lowbit::format_id> wanted{};  ///< the format that it is to get; nothing: that of the whole model
 };
 
 struct checkpoint {
@@ -50,6 +52,7 @@ struct checkpoint {
   vocabulary words;
   std::vector<tensor> tensors;             ///< in the file's order
   std::optional<lowbit::gguf_metadata> metadata;  ///< as the file has it, if it is GGUF
+  lowbit::gguf_metadata notes;                    ///< how it was quantised: for the metadata of files that are written
 
   [[nodiscard]] const tensor* find(std::string_view wanted) const noexcept {
     for (const tensor& t : tensors)

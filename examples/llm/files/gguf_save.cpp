@@ -75,6 +75,7 @@ lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint&
   lowbit::gguf_metadata metadata = metadata_of(model);
   metadata.set("general.file_type", file_type(lowbit::spec_of_id(format).name));
   metadata.set("general.quantization_version", std::uint32_t{2});
+  for (const auto& note : model.notes.entries()) metadata.set_value(note.key, note.value);
   std::vector<lowbit::gguf_tensor> shapes;
   const auto declare = [&](const std::string& name, lowbit::format_id id, std::size_t rows, std::size_t cols, bool is_vector) {
     lowbit::gguf_tensor t{name, static_cast<std::uint32_t>(lowbit::spec_of_id(id).gguf), {cols}, {}};

@@ -39,6 +39,21 @@ lowbit::result<parts> parts_of(const tensor& t, lowbit::packed_view w) {
   return parts{std::move(p)};
 }
 
+nlohmann::json json_of(const lowbit::gguf_value& value) {
+  const auto number_or_text = [](const auto& v) -> nlohmann::json {
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(v)>, lowbit::gguf_boolean>) return v.value != 0;
+    else return v;
+  };
+  if (const auto* scalar = std::get_if<lowbit::gguf_scalar>(&value)) return std::visit(number_or_text, *scalar);
+  return std::visit(
+      [&](const auto& all) {
+        auto items = nlohmann::json::array();
+        for (const auto& v : all) items.push_back(number_or_text(v));
+        return items;
+      },
+      std::get<lowbit::gguf_array>(value));
+}
+
 lowbit::status write_text(const fs::path& path, const nlohmann::json& j, std::size_t& written) {
   auto file = lowbit::file_writer::create(path);
   if (!file) return std::move(file).error();
@@ -144,6 +159,7 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
 
   nlohmann::json config = hf_config(model.config, model.words, model.find("output.weight") == nullptr);
   config["quantization_config"] = nlohmann::json::parse(lowbit::quantization_config(lowbit::spec_of_id(format), {"lm_head"}));
+  for (const auto& note : model.notes.entries()) config["lowbit"][note.key] = json_of(note.value);
   std::vector<std::pair<const char*, nlohmann::json>> texts;
   if (files.size() > 1)
     texts.emplace_back("model.safetensors.index.json", nlohmann::json{{"metadata", {{"total_size", total_parts}}}, {"weight_map", std::move(where)}});

@@ -20,14 +20,15 @@ struct requantisation {
 
 /// A format that was named on the command line, or a failure that lists the names.
 lowbit::result<lowbit::format_id> format_named(const std::string& name);
-/// The same for a method.
-lowbit::result<lowbit::method> method_named(const std::string& name);
 
 /// Whether GGUF can hold the format.
 inline bool in_gguf(lowbit::format_id id) noexcept { return lowbit::spec_of_id(id).gguf >= 0; }
 
 /// The format that a tensor gets.
 lowbit::format_id target_format(const tensor& t, lowbit::format_id wanted);
+
+/// The tensor's weights as aligned float32, with its rows in the order that `how` asks for. Fails where one is not finite, naming the tensor.
+lowbit::result<weights> read_floats(const tensor& t, const requantisation& how, thread_pool& threads);
 
 /// The tensor's new weights. A tensor that has its target format already is not touched. Fails on NaN, naming the tensor.
 lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads);

@@ -35,6 +35,12 @@ class hessian {
     for (std::size_t i = 0; i < sum_.values().size(); ++i) sum_.values()[i] += other.sum_.values()[i];
     tokens_ += other.tokens_;
   }
+  /// The statistics of inputs whose channel c is divided by by[c].
+  void divide(std::span<const float> by) {
+    LOWBIT_EXPECTS(by.size() == channels());
+    for (std::size_t j = 0; j < by.size(); ++j)
+      for (std::size_t i = 0; i <= j; ++i) sum_(i, j) = sum_(i, j) / by[i] / by[j];
+  }
   [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
   [[nodiscard]] std::size_t channels() const noexcept { return sum_.size(); }
   /// One element; 0 while no token was seen.

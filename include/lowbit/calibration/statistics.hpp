@@ -39,6 +39,11 @@ class channel_sum {
     sum_ += other.sum_;
     tokens_ += other.tokens_;
   }
+  /// The statistics of inputs whose channel c is divided by by[c].
+  void divide(std::span<const float> by) {
+    LOWBIT_EXPECTS(by.size() == channels());
+    for (std::size_t c = 0; c < by.size(); ++c) sum_[static_cast<Eigen::Index>(c)] /= Term::of(Eigen::Array<double, 1, 1>(static_cast<double>(by[c])))[0];
+  }
   [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
   [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(sum_.size()); }
   /// The mean of a channel; 1 for all while no token was seen, so that an expert without samples counts its channels alike.
@@ -75,24 +80,31 @@ using channel_magnitude = detail::channel_sum<detail::magnitude_term>;
 /// Mean x² of every channel: llama.cpp's importance matrix.
 using channel_importance = detail::channel_sum<detail::square_term>;
 
-/// The largest |x| of every channel: what SmoothQuant balances (Xiao et al. 2023, equation 4). 0 while no token was seen.
+/// The largest |x| of every channel: what SmoothQuant scales by (Xiao et al. 2023, equation 4) and LLM.int8 finds outliers with.
 class channel_maximum {
  public:
   explicit channel_maximum(std::size_t channels) : most_(Eigen::VectorXf::Zero(static_cast<Eigen::Index>(channels))) {}
   void add(matrix_view<const float> x) {
-    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == most_.size());
+    LOWBIT_EXPECTS(x.cols == channels());
     if (x.empty()) return;
-    most_ = most_.cwiseMax(detail::as_eigen(x).cwiseAbs().colwise().maxCoeff().transpose());
+    for (std::size_t t = 0; t < x.rows; ++t)
+      for (std::size_t c = 0; c < x.cols; ++c) raise(c, std::fabs(x(t, c)));
     tokens_ += x.rows;
   }
   void merge(const channel_maximum& other) {
-    LOWBIT_EXPECTS(channels() == other.channels());
-    most_ = most_.cwiseMax(other.most_);
+    LOWBIT_EXPECTS(other.channels() == channels());
+    for (std::size_t c = 0; c < channels(); ++c) raise(c, other.most_[static_cast<Eigen::Index>(c)]);
     tokens_ += other.tokens_;
+  }
+  /// The statistics of inputs whose channel c is divided by by[c].
+  void divide(std::span<const float> by) {
+    LOWBIT_EXPECTS(by.size() == channels());
+    for (std::size_t c = 0; c < by.size(); ++c) most_[static_cast<Eigen::Index>(c)] /= std::fabs(by[c]);
   }
   [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
   [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(most_.size()); }
-  [[nodiscard]] const Eigen::VectorXf& maximum() const noexcept { return most_; }
+  /// The maximum of a channel, NaNs left out; 1 for all while no token was seen.
+  [[nodiscard]] Eigen::VectorXf maximum() const { return tokens_ == 0 ? Eigen::VectorXf::Ones(most_.size()) : most_; }
 
   static constexpr std::string_view name = "channel_maximum";
   static constexpr std::optional<std::size_t> stored_values(std::size_t channels) noexcept { return channels; }
@@ -100,6 +112,10 @@ class channel_maximum {
   static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.most_.data(), self.channels())); }
 
  private:
+  void raise(std::size_t c, float value) {
+    float& most = most_[static_cast<Eigen::Index>(c)];
+    if (value > most) most = value;
+  }
   Eigen::VectorXf most_;
   std::size_t tokens_ = 0;
 };
@@ -133,6 +149,10 @@ class calibrated {
   void merge(const calibrated& other) {
     [&]<std::size_t... I>(std::index_sequence<I...>) { (std::get<I>(all_).merge(std::get<I>(other.all_)), ...); }(std::index_sequence_for<S...>{});
   }
+  /// The statistics of the same inputs, channel c divided by by[c]: what a transform's scales make of them. Empty: nothing.
+  void divide(std::span<const float> by) {
+    if (!by.empty()) std::apply([&](auto&... s) { (s.divide(by), ...); }, all_);
+  }
   template <class T>
   static constexpr bool has = (std::is_same_v<T, S> || ...);
   template <class T>
@@ -158,6 +178,7 @@ class calibrated {
 template <>
 class calibrated<> {
  public:
+  void divide(std::span<const float>) {}
   static constexpr std::size_t any = static_cast<std::size_t>(-1);
   [[nodiscard]] static constexpr std::size_t channels() noexcept { return any; }
   template <class T>

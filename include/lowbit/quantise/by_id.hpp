@@ -2,18 +2,31 @@
 #pragma once
 
 #include <lowbit/format/registry.hpp>
+#include <lowbit/quantise/clip.hpp>
+#include <lowbit/quantise/half_quadratic.hpp>
+#include <lowbit/quantise/importance.hpp>
 #include <lowbit/quantise/quantiser.hpp>
 
 namespace lowbit {
 
 /// The methods by which weights are quantised.
 enum class method : std::uint8_t {
-  rtn,  ///< round to nearest with each format's standard fit: ggml's reference for GGUF's types, minmax for the others
-  mse,  ///< round to nearest with mse_search<20>
-  gptq  ///< error feedback with feedback_fit; needs statistics of the layer's inputs
+  rtn,      ///< round to nearest with each format's standard fit: ggml's reference for GGUF's types, minmax for the others
+  mse,      ///< round to nearest with mse_search<20>
+  hqq,      ///< round to nearest with half_quadratic<>
+  imatrix,  ///< round to nearest with importance_weighted; needs statistics of the layer's inputs
+  clip,     ///< round to nearest with learnt_clip<>; needs statistics
+  gptq,     ///< error feedback with feedback_fit; needs statistics
+  gptq_imatrix  ///< error feedback with importance_weighted; needs statistics
 };
 
-inline constexpr std::array<std::pair<std::string_view, method>, 3> method_names{{{"rtn", method::rtn}, {"mse", method::mse}, {"gptq", method::gptq}}};
+inline constexpr std::array<std::pair<std::string_view, method>, 7> method_names{{{"rtn", method::rtn},
+                                                                                  {"mse", method::mse},
+                                                                                  {"hqq", method::hqq},
+                                                                                  {"imatrix", method::imatrix},
+                                                                                  {"clip", method::clip},
+                                                                                  {"gptq", method::gptq},
+                                                                                  {"gptq+imatrix", method::gptq_imatrix}}};
 
 /// The method of that name, or nothing.
 constexpr std::optional<method> find_method(std::string_view name) noexcept {
@@ -23,7 +36,7 @@ constexpr std::optional<method> find_method(std::string_view name) noexcept {
 }
 
 /// Whether a method needs statistics of the layer's inputs.
-constexpr bool needs_data(method m) noexcept { return m == method::gptq; }
+constexpr bool needs_data(method m) noexcept { return m >= method::imatrix; }
 
 namespace detail {
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
@@ -46,7 +59,11 @@ result<quantised> quantise(format_id id, method how, matrix_view<const float> we
   switch (how) {
     case method::rtn: break;
     case method::mse: return detail::quantise_by<mse_search<20>, round_nearest>(s, weights, uncalibrated(), executor);
+    case method::hqq: return detail::quantise_by<half_quadratic<>, round_nearest>(s, weights, uncalibrated(), executor);
+    case method::imatrix: return detail::quantise_by<importance_weighted, round_nearest>(s, weights, statistics, executor);
+    case method::clip: return detail::quantise_by<learnt_clip<>, round_nearest>(s, weights, statistics, executor);
     case method::gptq: return detail::quantise_by<feedback_fit, error_feedback>(s, weights, statistics, executor, feedback);
+    case method::gptq_imatrix: return detail::quantise_by<importance_weighted, error_feedback>(s, weights, statistics, executor, feedback);
   }
   return detail::quantise_by<standard, round_nearest>(s, weights, uncalibrated(), executor);
 }

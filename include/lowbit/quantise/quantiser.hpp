@@ -158,13 +158,15 @@ struct quantiser {
       std::vector<float> changed(given.rows * given.cols);
       const matrix_view<float> w(changed.data(), given.rows, given.cols);
       for (std::size_t r = 0; r < w.rows; ++r) std::copy(given.row(r), given.row(r) + w.cols, w.row(r));
+      Stats now = stats;  // of the inputs as the transforms so far leave them
       const auto apply = [&](const input_scales& s) {
+        now.divide(s);
         if (q.scales.empty()) q.scales = s;
         else
           for (std::size_t c = 0; c < s.size(); ++c) q.scales[c] *= s[c];
       };
-      (apply(T::apply(w, stats)), ...);
-      q.report = detail::quantise_rows<Fit, Rounding>(spec_of<F>, w, stats, q.weights, executor, options);
+      (apply(detail::apply_transform<T, Fit>(spec_of<F>, w, now, executor)), ...);
+      q.report = detail::quantise_rows<Fit, Rounding>(spec_of<F>, w, now, q.weights, executor, options);
     }
     return q;
   }

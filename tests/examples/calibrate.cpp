@@ -1,0 +1,336 @@
+// Calibration through whole models: what is sampled, what a fold or a rotation leaves alone, what a resumed run gives, and that it pays.
+#include "calibrate/pass.hpp"
+#include "calibrate/rotate.hpp"
+#include "files/save.hpp"
+#include "tiny_model.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <set>
+
+using namespace llm;
+
+namespace {
+
+const std::string shakespeare = LOWBIT_SOURCE_DIR "/examples/models/shakespeare";
+
+checkpoint open(const std::string& path) {
+  auto file = open_checkpoint(path);
+  REQUIRE_MESSAGE(file.ok(), (file.ok() ? "" : file.error().message));
+  return *std::move(file);
+}
+
+recipe method_of(const char* name) {
+  auto r = recipe_named(name);
+  REQUIRE(r.ok());
+  return *r;
+}
+
+lowbit::format_id format_of(const char* name) { return *lowbit::find_format(name); }
+
+std::vector<float> logits_of(const checkpoint& file, const weight_source& source, thread_pool& threads, const std::vector<int>& ids) {
+  const auto model = build_llama(file, source, threads);
+  REQUIRE_MESSAGE(model.ok(), (model.ok() ? "" : model.error().message));
+  session s{*model, ids.size(), threads, lowbit::precision::exact};
+  const matrix& logits = s.feed(ids, ids.size());
+  return {logits.row(0), logits.row(0) + logits.rows() * logits.cols()};
+}
+
+double largest(const std::vector<float>& v) {
+  double most = 0.0;
+  for (const float x : v) most = std::max(most, std::abs(static_cast<double>(x)));
+  return most;
+}
+
+double largest_difference(std::vector<float> a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] -= b[i];
+  return largest(a);
+}
+
+calibration_samples random_samples(const model_config& c, std::size_t sequences, std::size_t length) {
+  calibration_samples s;
+  std::mt19937 random{3};
+  for (std::size_t i = 0; i < sequences; ++i)
+    for (s.sequences.emplace_back(); s.sequences[i].size() < length;) s.sequences[i].push_back(static_cast<int>(random() % c.vocabulary));
+  return s;
+}
+
+/// All tensors of a calibrated model, in memory.
+struct calibrated_model {
+  checkpoint model;
+  step_store store;
+  std::unique_ptr<requantisation> how;
+};
+
+calibrated_model calibrate(checkpoint model, const char* method, const char* format, const calibration_samples& samples, thread_pool& threads) {
+  const recipe r = method_of(method);
+  if (r.rotated) model = rotated(std::move(model), 5, threads);
+  calibrated_model out{std::move(model), {}, nullptr};
+  out.how = std::make_unique<requantisation>(plan_for(out.model, format_of(format), r.method));
+  const lowbit::status done = calibration_pass{out.model, *out.how, r, samples, threads}.run(out.store);
+  REQUIRE_MESSAGE(done.ok(), (done.ok() ? "" : done.error().message));
+  return out;
+}
+
+weight_source source_of(const calibrated_model& m, thread_pool& threads) {
+  return [&](const tensor& t) -> lowbit::result<weights> {
+    if (const weights* const w = m.store.find(t.name)) return weights{w->view()};
+    return requantise(t, *m.how, threads);
+  };
+}
+
+/// Every tensor's bytes, one after the other.
+std::string bytes_of(const calibrated_model& m, thread_pool& threads) {
+  std::string all;
+  for (const tensor& t : m.model.tensors) {
+    const auto w = source_of(m, threads)(t);
+    REQUIRE(w.ok());
+    all.append(reinterpret_cast<const char*>(w->view().data), w->view().size_bytes());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("a text gives disjoint whole sequences, the same for the same seed") {
+  const temporary_folder folder;
+  const checkpoint file = open(write_tiny_model(folder));
+  const auto words = tokeniser::from(file.words);
+  REQUIRE(words.ok());
+  std::string text;
+  std::mt19937 random{1};
+  for (int i = 0; i < 4000; ++i) text += static_cast<char>('a' + random() % 10);
+  const sampling_plan plan{.tokens = 20 * 16, .length = 16, .seed = 7};
+  const auto once = sample_text(text, "t.txt", *words, file.config, plan), again = sample_text(text, "t.txt", *words, file.config, plan);
+  REQUIRE((once.ok() && again.ok()));
+  CHECK(once->sequences == again->sequences);
+  CHECK(once->hash == again->hash);
+  CHECK(once->sequences.size() == 20);
+  CHECK(once->tokens() == 320);
+  CHECK(std::set<std::uint32_t>(once->chosen.begin(), once->chosen.end()).size() == 20);
+  CHECK(std::is_sorted(once->chosen.begin(), once->chosen.end()));
+  // What was chosen is what stands there in the text: bos, then 15 tokens.
+  std::vector<int> ids = words->encode(text);
+  ids.erase(ids.begin());
+  for (std::size_t i = 0; i < 20; ++i) {
+    REQUIRE(once->sequences[i].size() == 16);
+    CHECK(once->sequences[i][0] == file.words.bos);
+    CHECK(std::equal(once->sequences[i].begin() + 1, once->sequences[i].end(), ids.begin() + 15 * static_cast<std::ptrdiff_t>(once->chosen[i])));
+  }
+  sampling_plan other = plan;
+  other.seed = 8;
+  CHECK(sample_text(text, "t.txt", *words, file.config, other)->chosen != once->chosen);
+  other.tokens = 1 << 20;
+  CHECK(sample_text(text, "t.txt", *words, file.config, other)->sequences.size() == (ids.size()) / 15);
+  const auto refused = sample_text("abc", "short.txt", *words, file.config, plan);
+  REQUIRE(!refused.ok());
+  CHECK(refused.error().message.find("short.txt") != std::string::npos);
+}
+
+TEST_CASE("scales folded into every group leave the float model's logits alone, up to rounding") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  for (const std::int32_t kv_heads : {4, 2, 1}) {
+    tiny_shape shape;
+    shape.kv_heads = kv_heads;
+    const checkpoint file = open(write_tiny_model(folder, shape));
+    const std::vector<int> ids{1, 17, 260, 5, 99, 3};
+    const std::vector<float> before = logits_of(file, stored, threads, ids);
+    std::mt19937 random{2};
+    std::map<std::string, matrix, std::less<>> changed;
+    for (std::size_t layer = 0; layer < file.config.layers; ++layer) {
+      float_layer floats;
+      const auto read = [&](const std::string& name) {
+        const auto w = file.find("blk." + std::to_string(layer) + '.' + name)->read();
+        matrix m(w->view().rows, w->view().cols);
+        std::memcpy(m.row(0), w->view().data, w->view().size_bytes());
+        return m;
+      };
+      for (const part p : all_parts) floats[p] = read(std::string{info_of(p).name});
+      const matrix a = read("attn_norm.weight"), b = read("ffn_norm.weight");
+      floats.attention_norm.assign(a.row(0), a.row(0) + a.cols());
+      floats.mlp_norm.assign(b.row(0), b.row(0) + b.cols());
+      for (const input_group g : input_groups) {
+        const std::vector<std::uint32_t> from = producer_channels(g, file.config);
+        std::vector<float> by_producer(channels_of(g, file.config)), scales(by_producer.size());
+        for (float& s : by_producer) s = 0.25f + static_cast<float>(random() % 1000) / 300.0f;
+        for (std::size_t c = 0; c < scales.size(); ++c) scales[c] = by_producer[from.empty() ? c : from[c]];
+        fold(floats, g, scales, from);
+      }
+      const auto put = [&](const std::string& name, matrix m) { changed.insert_or_assign("blk." + std::to_string(layer) + '.' + name, std::move(m)); };
+      for (const auto& [name, norm] : {std::pair{"attn_norm.weight", &floats.attention_norm}, std::pair{"ffn_norm.weight", &floats.mlp_norm}}) {
+        matrix m(1, norm->size());
+        std::copy(norm->begin(), norm->end(), m.row(0));
+        put(name, std::move(m));
+      }
+      for (const part p : all_parts) put(std::string{info_of(p).name}, std::move(floats[p]));
+    }
+    checkpoint folded = file;
+    for (tensor& t : folded.tensors)
+      if (const auto found = changed.find(t.name); found != changed.end())
+        t.read = [&m = found->second, spec = t.spec]() -> lowbit::result<weights> {
+          return weights{lowbit::packed_view{spec, m.rows(), m.cols(), reinterpret_cast<const std::uint8_t*>(m.row(0))}};
+        };
+    const std::vector<float> after = logits_of(folded, stored, threads, ids);
+    CHECK(largest_difference(after, before) < 1e-5 * largest(before));
+  }
+}
+
+TEST_CASE("a rotated model computes the same, and in every order of rows") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  for (const std::int32_t dim : {64, 48}) {  // 48: no power of two
+    tiny_shape shape;
+    shape.dim = dim;
+    const checkpoint file = open(write_tiny_model(folder, shape));
+    const std::vector<int> ids{1, 17, 260, 5, 99, 3};
+    const std::vector<float> before = logits_of(file, stored, threads, ids);
+    checkpoint turned = rotated(file, 9, threads);
+    CHECK(turned.find("output.weight") != nullptr);
+    CHECK(largest_difference(logits_of(turned, stored, threads, ids), before) < 2e-5 * largest(before));
+    const auto rotated_embedding = turned.find("token_embd.weight")->read(), embedding = file.find("token_embd.weight")->read();
+    CHECK(std::memcmp(rotated_embedding->view().data, embedding->view().data, embedding->view().size_bytes()) != 0);
+
+    const requantisation how = plan_for(turned, format_of("f32"), lowbit::method::rtn);
+    REQUIRE(save_model(folder / "turned.gguf", turned, how.format, [&](const tensor& t) { return requantise(t, how, threads); }).ok());
+    const checkpoint read = open(folder / "turned.gguf");
+    CHECK(largest_difference(logits_of(read, stored, threads, ids), before) < 2e-5 * largest(before));
+  }
+}
+
+TEST_CASE("a pass into float32 changes nothing but what it folds") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  const checkpoint file = open(write_tiny_model(folder));
+  const std::vector<int> ids{1, 17, 260, 5, 99, 3};
+  const std::vector<float> before = logits_of(file, stored, threads, ids);
+  const calibration_samples samples = random_samples(file.config, 3, 20);
+  for (const char* method : {"gptq", "awq", "smooth", "rotate+gptq"}) {
+    CAPTURE(method);
+    const calibrated_model m = calibrate(file, method, "f32", samples, threads);
+    const weight_source source = source_of(m, threads);
+    checkpoint changed = m.model;
+    for (tensor& t : changed.tensors) t.read = [&source, &t] { return source(t); };
+    CHECK(largest_difference(logits_of(changed, source, threads, ids), before) < 2e-5 * largest(before));
+  }
+}
+
+TEST_CASE("the same bytes for any number of threads, and for a run that was interrupted anywhere and resumed") {
+  const temporary_folder folder;
+  tiny_shape shape;
+  shape.layers = 3;
+  const checkpoint file = open(write_tiny_model(folder, shape));
+  const calibration_samples samples = random_samples(file.config, 4, 24);
+  thread_pool one{1}, three{3};
+  for (const auto& [method, format] : {std::pair{"gptq", "q4_0"}, std::pair{"awq+gptq", "u3_g32"}, std::pair{"rotate+gptq", "q4_0"}}) {
+    CAPTURE(method);
+    const std::string whole = bytes_of(calibrate(file, method, format, samples, one), one);
+    CHECK(bytes_of(calibrate(file, method, format, samples, three), three) == whole);
+
+    const recipe r = method_of(method);
+    for (std::size_t stop = 0; stop < 5; ++stop) {
+      checkpoint model = r.rotated ? rotated(file, 5, one) : file;
+      calibrated_model m{model, {}, nullptr};
+      m.how = std::make_unique<requantisation>(plan_for(m.model, format_of(format), r.method));
+      std::size_t reads = 0;
+      checkpoint failing = m.model;  // fails at the stop-th layer's down matrix
+      for (tensor& t : failing.tensors)
+        if (t.name.ends_with("ffn_down.weight"))
+          t.read = [&reads, stop, read = t.read]() -> lowbit::result<weights> {
+            if (reads++ == stop) return lowbit::failure{lowbit::errc::cancelled, "stopped"};
+            return read();
+          };
+      auto store = step_store::in_folder(folder / "work", 77, false);
+      REQUIRE(store.ok());
+      const bool finished = calibration_pass{failing, *m.how, r, samples, one}.run(*store).ok();
+      const std::size_t steps = store->finished();
+      auto again = step_store::in_folder(folder / "work", 77, true);
+      REQUIRE(again.ok());
+      CHECK(again->finished() == steps);
+      REQUIRE(calibration_pass{m.model, *m.how, r, samples, three}.run(*again).ok());
+      if (!finished) CHECK(again->finished() > steps);
+      m.store = *std::move(again);
+      CHECK(bytes_of(m, one) == whole);
+      m.store.remove();
+      CHECK(!std::filesystem::exists(folder / "work"));
+    }
+  }
+}
+
+TEST_CASE("work of other inputs, or damaged work, is refused, not used") {
+  const temporary_folder folder;
+  auto store = step_store::in_folder(folder / "work", 1, false);
+  REQUIRE(store.ok());
+  lowbit::packed_matrix w{lowbit::spec_of<lowbit::q4_0>, 2, 64};
+  w.bytes()[5] = 9;
+  named_weights step;
+  step.emplace("a", weights{std::move(w)});
+  REQUIRE(store->keep(std::move(step)).ok());
+  CHECK(store->find("a")->view().data[5] == 9);
+  CHECK(store->find("b") == nullptr);
+  const auto other = step_store::in_folder(folder / "work", 2, true);
+  REQUIRE(!other.ok());
+  CHECK(other.error().message.find("another model") != std::string::npos);
+  const std::string whole = read_bytes(folder / "work/step-0");
+  for (std::size_t n = 0; n < whole.size(); ++n) {
+    write_bytes(folder / "work/step-0", whole.substr(0, n));
+    CHECK(!step_store::in_folder(folder / "work", 1, true).ok());
+  }
+  write_bytes(folder / "work/step-0", whole + "x");
+  CHECK(!step_store::in_folder(folder / "work", 1, true).ok());
+  const auto fresh = step_store::in_folder(folder / "work", 2, false);
+  REQUIRE(fresh.ok());
+  CHECK(fresh->finished() == 0);
+}
+
+TEST_CASE("a weight that is not a number is named before anything is written") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  std::string bytes = tiny_checkpoint({});
+  const float nan = std::nanf("");
+  std::memcpy(bytes.data() + 28 + 4 * (270 * 64 + 2 * 64 + 2 * 64 * 64 + 10), &nan, 4);  // blk.0.attn_k.weight
+  const std::string bin = write_tiny_model(folder);
+  write_bytes(bin, bytes);
+  for (const char* method : {"gptq", "rotate+gptq"}) {
+    const recipe r = method_of(method);
+    checkpoint model = open(bin);
+    if (r.rotated) model = rotated(std::move(model), 1, threads);
+    const requantisation how = plan_for(model, format_of("q4_0"), r.method);
+    step_store store;
+    const lowbit::status s = calibration_pass{model, how, r, random_samples(model.config, 2, 10), threads}.run(store);
+    REQUIRE(!s.ok());
+    CHECK(s.error().message.find("blk.0.attn_k.weight") != std::string::npos);
+  }
+}
+
+TEST_CASE("error feedback pays: less divergence than rounding to nearest on text that the model writes") {
+  thread_pool threads{2};
+  const checkpoint file = open(shakespeare);
+  const auto reference = build_llama(file, as_float32(threads), threads);
+  REQUIRE(reference.ok());
+  const auto words = tokeniser::from(file.words);
+  session s{*reference, 128, threads, lowbit::precision::exact};
+  const windows text = sample_windows(s, words->data().bos, 16, 128, 1);
+  const logit_source expected = remember(llm::logits_of(s, text), text);
+  const calibration_samples samples = sample_model(s, words->data().bos, file.config, {.tokens = 64 * 128, .length = 128, .seed = 2});
+  CHECK(samples.tokens() == 64 * 128);
+  for (const char* format : {"u3_g128", "q3_k", "q4_0"}) {
+    double kl[2];
+    for (const bool feedback : {false, true}) {
+      checkpoint model = file;
+      const requantisation how = plan_for(model, format_of(format), lowbit::method::rtn);
+      const calibrated_model m = feedback ? calibrate(file, "gptq", format, samples, threads) : calibrated_model{model, {}, std::make_unique<requantisation>(how)};
+      const auto built = build_llama(m.model, source_of(m, threads), threads);
+      REQUIRE(built.ok());
+      session q{*built, 128, threads, lowbit::precision::exact};
+      kl[feedback] = evaluate(llm::logits_of(q, text), expected, text).kl_mean;
+    }
+    CAPTURE(format);
+    CAPTURE(kl[0]);
+    CAPTURE(kl[1]);
+    CHECK(kl[1] < kl[0]);
+  }
+}
