@@ -27,7 +27,8 @@ struct assignment {
   std::string exceptions;  ///< ... but these: role=type, in all layers or @those
 };
 
-/// Types of a model's matrices as llama.cpp's llama_model_quantize wrote them into files, read with its gguf package (July to October 2026).
+/// Types of a model's matrices as llama.cpp (b11739) assigned them to models of noise: read from the files that its llama_model_quantize
+/// wrote, and for the models with experts and Q2_K_S from the log of its dry run.
 const assignment llama_cpp[] = {
     {dense, false, "q4_0", "q4_0", "output=q6_k"},
     {dense, false, "q4_1", "q4_1", "output=q6_k"},

@@ -33,7 +33,7 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (!scaled) return std::move(scaled).error();
   auto apart = quantise_with_outliers(spec_of<q8_0>, weights, outlier_channels(statistics.get<channel_maximum>()), serial, statistics);
   if (!apart) return std::move(apart).error();
-  const rotation turned(weights.cols, 1);
+  const rotation turned(weights.rows, 1);
   turned.rotate_rows({y.data(), 1, weights.rows}, serial);
   const std::vector<allocated_tensor> tensors{{"w", {{id_of<q4_k>(), 1.0, packed->bytes().size()}}}};
   if (auto chosen = allocate(tensors, 1000); !chosen) return std::move(chosen).error();
