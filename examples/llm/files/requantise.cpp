@@ -58,7 +58,7 @@ lowbit::result<weights> requantise(const tensor& t, const requantisation& how, t
   }
   const format_id target = target_format(t, how.format);
   const lowbit::packed_view from = source->view();
-  if (from.spec == &lowbit::spec_of_id(target)) return source;
+  if (from.spec == &lowbit::spec_of_id(target) && from.inputs == nullptr && from.factor == 1.0) return source;
 
   lowbit::packed_matrix floats;  // aligned float32 sources are used where they lie
   if (from.spec != &lowbit::spec_of<lowbit::f32> || reinterpret_cast<std::uintptr_t>(from.data) % alignof(float) != 0) {

@@ -116,12 +116,16 @@ template <class Find>
 std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std::string& module, const quantisation_config& config = {}) {
   if (auto w = find_bitsandbytes(find, module)) return w;
   if (find(module + std::string(bitsandbytes_int8.scales)) != nullptr) return find_weight(find, module, bitsandbytes_int8, config.hints);
+  // The stated width is tried in every family before other widths are: 7 bits padded to words look like 8 bits that are not.
   std::optional<result<checkpoint_weight>> first;
-  for (const checkpoint_family& f : checkpoint_families) {
+  for (std::size_t i = config.hints.bits != 0 ? 0 : checkpoint_families.size(); i < 2 * checkpoint_families.size(); ++i) {
+    const checkpoint_family& f = checkpoint_families[i % checkpoint_families.size()];
+    checkpoint_hints hints = config.hints;
+    hints.no_other_width = i < checkpoint_families.size();
     if (config.family != nullptr ? config.family != &f : !config.method.empty() && config.method != f.method && f.codes.suffix != ".weight_packed") continue;
     const safetensor* const codes = find(module + std::string(f.codes.suffix));
     if (codes == nullptr || codes->dtype != f.codes.dtype) continue;
-    auto w = find_weight(find, module, f, config.hints);
+    auto w = find_weight(find, module, f, hints);
     if (w && w->ok()) return w;
     if (w && !first) first = std::move(w);
   }

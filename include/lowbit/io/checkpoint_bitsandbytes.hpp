@@ -19,7 +19,7 @@ inline std::array<float, 256> bitsandbytes_dynamic_map() {
     const auto scale = static_cast<float>(std::pow(10.0, e - 6));
     const float step = (1.0f - 0.1f) / static_cast<float>(parts);
     const auto edge = [&](int i) {  // torch.linspace comes from both ends
-      return 2 * i < parts + 1 ? 0.1f + rounded_product(step, static_cast<float>(i)) : 1.0f - rounded_product(step, static_cast<float>(parts - i));
+      return i < (parts + 1) / 2 ? 0.1f + rounded_product(step, static_cast<float>(i)) : 1.0f - rounded_product(step, static_cast<float>(parts - i));
     };
     for (int i = 0; i < parts; ++i) {
       const float middle = rounded_product((edge(i) + edge(i + 1)) / 2.0f, scale);

@@ -23,6 +23,7 @@ struct checkpoint_hints {
   unsigned bits = 0;
   std::size_t group = 0;            ///< 0: unknown; one group a row says itself
   std::optional<bool> symmetric{};
+  bool no_other_width = false;      ///< `bits` is the only width to try
 };
 
 /// A weight whose tensors fit together. The tensors must outlive it.
@@ -310,7 +311,7 @@ std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std
   };
   for (unsigned i = 0; i <= 9 && w.bits == 0; ++i) {
     const unsigned bits = i == 0 ? hints.bits : 9 - i;
-    if (bits != 0 && fits(bits)) w.bits = bits;
+    if (bits != 0 && (i == 0 || !hints.no_other_width) && fits(bits)) w.bits = bits;
   }
   if (w.bits == 0)
     return fail(bad_part(*w.codes, detail::shape_text(w.codes->shape) + " fits no width of " + std::string(f.name) + (shape != nullptr ? " and its weight_shape" : "") +

@@ -27,9 +27,9 @@ namespace detail {
 /// Carries rows over from one format of codes to another; one for each thread.
 class row_recoder {
  public:
-  /// Scales are multiplied by 2^exponent on the way.
-  row_recoder(packed_view from, const format_spec& to, int exponent)
-      : from_(from), to_(to), exponent_(exponent), codes_(from.spec->row_blocks(from.cols) * from.spec->block), out_(to.row_blocks(from.cols) * to.block),
+  /// Scales are multiplied by 2^exponent on the way; `rounded` accepts scales and minima that the target has to round.
+  row_recoder(packed_view from, const format_spec& to, int exponent, bool rounded)
+      : from_(from), to_(to), exponent_(exponent), rounded_(rounded), codes_(from.spec->row_blocks(from.cols) * from.spec->block), out_(to.row_blocks(from.cols) * to.block),
         sub_scale_(to.sub_blocks()), sub_minimum_(to.sub_blocks()) {}
 
   /// Whether row r exists in the target; written to `out` if so.
@@ -54,8 +54,9 @@ class row_recoder {
     const format_spec& s = *from_.spec;
     const std::uint8_t* const block = from_.row(r) + c / s.block * s.bytes;
     group g{affine_of(s, block, c % s.block / s.sub_block()), zero_point_of(s, block)};
-    g.map.scale = std::ldexp(g.map.scale, exponent_);
-    g.map.offset = std::ldexp(g.map.offset, exponent_);
+    const float factor = rounded_ ? static_cast<float>(from_.factor) : std::ldexp(1.0f, exponent_);
+    g.map.scale *= factor;
+    g.map.offset *= factor;
     return g;
   }
 
@@ -80,7 +81,7 @@ class row_recoder {
       first = false;
       const number type = own_scales ? to_.sub_number : to_.scale.type;
       const std::uint32_t bits = number_bits(type, g.map.scale);
-      if (number_value(type, bits) != g.map.scale) return false;
+      if (!rounded_ && number_value(type, bits) != g.map.scale) return false;
       if (own_scales) sub_scale_[j] = static_cast<std::uint8_t>(bits);
       else scale = bits;
       zero = static_cast<std::uint8_t>(zero_);
@@ -97,7 +98,7 @@ class row_recoder {
         out_[c] = static_cast<std::uint8_t>(target_[code]);
         const float was = rounded_product(g.map.scale, level_[code]) + g.map.offset;
         const float is = rounded_product(g.map.scale, target_level_[code]) + offset;
-        if (!(was == is)) return false;
+        if (!rounded_ && !(was == is)) return false;
       }
     }
     write_header(to_, {&scale, &minimum, &zero, sub_scale_.data(), sub_minimum_.data(), nullptr}, out);
@@ -134,6 +135,7 @@ class row_recoder {
   packed_view from_;
   const format_spec& to_;
   int exponent_;
+  bool rounded_;
   std::vector<std::uint8_t> codes_, out_, sub_scale_, sub_minimum_;
   std::array<float, 256> level_{}, target_level_{};
   std::array<int, 256> target_{};
@@ -174,9 +176,25 @@ std::optional<recoded> recode(packed_view from, const format_spec& to, E& execut
   }
   if (from.spec->is_float() || (to.sub_scale.present() && to.sub_number == number::none)) return std::nullopt;
   for_parts(executor, from.rows, 4, [&](std::size_t begin, std::size_t end) {
-    detail::row_recoder carry(from, to, exponent);
+    detail::row_recoder carry(from, to, exponent, false);
     for (std::size_t r = begin; r < end && !lost; ++r)
       if (!carry(r, out.weights.row(r))) lost = true;
+  });
+  if (lost) return std::nullopt;
+  return out;
+}
+
+/// The same codes with scales, minima and the factor rounded to what `to` stores of them, where it has the levels: closer than quantising
+/// anew. Nothing where it has not, or columns are out of order.
+template <executor E>
+std::optional<packed_matrix> recode_rounded(packed_view from, const format_spec& to, E& executor) {
+  if (from.inputs != nullptr || from.spec->is_float() || to.is_float() || (to.sub_scale.present() && to.sub_number == number::none)) return std::nullopt;
+  packed_matrix out(to, from.rows, from.cols);
+  std::atomic<bool> lost{false};
+  for_parts(executor, from.rows, 4, [&](std::size_t begin, std::size_t end) {
+    detail::row_recoder carry(from, to, 0, true);
+    for (std::size_t r = begin; r < end && !lost; ++r)
+      if (!carry(r, out.row(r))) lost = true;
   });
   if (lost) return std::nullopt;
   return out;
