@@ -5,6 +5,7 @@
 #include <lowbit/io/gguf.hpp>
 
 #include <cstring>
+#include <unordered_map>
 
 namespace llm {
 namespace {
@@ -104,16 +105,19 @@ lowbit::result<checkpoint> open_gguf(const std::string& path) {
   if (!words) return in_file(words.error());
   c.words = *std::move(words);
 
+  std::unordered_map<std::string_view, const lowbit::gguf_tensor*> by_name;
+  for (const lowbit::gguf_tensor& t : content->tensors) by_name.emplace(t.name, &t);
   for (const lowbit::gguf_tensor& t : content->tensors) {
     const auto format = lowbit::find_gguf_format(static_cast<int>(t.type));
     if (!format)
       return in_file({errc::unsupported, "tensor " + t.name + " is of type " + std::string{lowbit::find_gguf_type(t.type)->name} + ", which is not supported"});
-    if (t.name.ends_with(".scale") && content->find(t.name.substr(0, t.name.size() - 6) + ".weight") != nullptr) continue;
+    if (t.name.ends_with(".scale") && by_name.contains(t.name.substr(0, t.name.size() - 6) + ".weight")) continue;
     if (t.dims.empty() || t.dims.size() > 2) return in_file({errc::shape, "tensor " + t.name + " is neither a vector nor a matrix"});
     const bool is_vector = t.dims.size() == 1;
     lowbit::packed_view view{&lowbit::spec_of_id(*format), is_vector ? 1 : static_cast<std::size_t>(t.dims[1]),
                              static_cast<std::size_t>(t.dims[0]), t.data.data()};
-    if (const lowbit::gguf_tensor* const factor = content->find(gguf_factor_name(t.name)); factor != nullptr && !is_vector) {
+    if (const auto at = by_name.find(gguf_factor_name(t.name)); at != by_name.end() && !is_vector && at->second != &t) {
+      const lowbit::gguf_tensor* const factor = at->second;
       float value = 0.0f;
       if (factor->type != 0 || factor->elements() != 1) return in_file({errc::shape, "tensor " + factor->name + " is not one float"});
       std::memcpy(&value, factor->data.data(), sizeof value);

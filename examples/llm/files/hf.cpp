@@ -77,8 +77,8 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
   c.config = *std::move(numbers);
   c.words = *std::move(words);
   const bool tied = config->value("tie_word_embeddings", false);
-  auto settings = read_quantisation(path, *config);
-  if (!settings) return std::move(settings).error();
+  const auto quantisation = read_quantisation(path, *config);
+  if (!quantisation) return quantisation.error();
   c.folder = folder;
   const auto find = [&](const std::string& name) { return model->find(name); };
   for (const lowbit::safetensor& t : model->tensors()) {
@@ -95,7 +95,7 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
     const auto name = gguf_name(module ? *module + ".weight" : t.name);
     if (!name) return fail(lowbit::errc::unsupported, "is not part of a Llama");
     if (module)
-      if (auto quantised = lowbit::find_weight(find, *module, *settings)) {
+      if (auto quantised = lowbit::find_weight(find, *module, *quantisation)) {
         if (!*quantised) return lowbit::failure{quantised->error().kind, folder + ": " + quantised->error().message};
         const auto w = std::make_shared<const lowbit::checkpoint_weight>(**std::move(quantised));
         if (!w->warning.empty()) c.warnings.push_back(w->warning);

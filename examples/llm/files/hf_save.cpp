@@ -109,6 +109,7 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
   std::size_t cols = 0;
   bool act_order = false;
   std::vector<std::string> left_alone;
+  const lowbit::format_spec* floats = nullptr;  // of the widest float matrix: the type that loaders are told
   for (const tensor& t : model.tensors) {
     const lowbit::packed_view form = forms(t);
     const auto declared = parts_of(t, form, layout);
@@ -116,7 +117,10 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     if (!form.spec->is_float()) {
       if (codes == nullptr) codes = form.spec, cols = form.cols;
       act_order |= form.inputs != nullptr;
-    } else if (!t.is_vector && t.name != "token_embd.weight") {
+    } else if (!t.is_vector && (floats == nullptr || form.spec->bytes > floats->bytes)) {
+      floats = form.spec;
+    }
+    if (form.spec->is_float() && !t.is_vector && t.name != "token_embd.weight") {
       const std::string name = hf_name(t.name).value_or(t.name);
       left_alone.push_back(name.substr(0, name.rfind('.')));
     }
@@ -163,6 +167,8 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     config = *std::move(read);
     config.erase("quantization_config");
   }
+  config.erase("dtype");
+  config["torch_dtype"] = floats == nullptr || floats == &lowbit::spec_of<lowbit::f32> ? "float32" : floats == &lowbit::spec_of<lowbit::float16> ? "float16" : "bfloat16";
   if (layout && codes != nullptr)
     config["quantization_config"] = nlohmann::json::parse(lowbit::quantization_config(*layout, *codes, cols, act_order, left_alone));
   std::vector<std::pair<const char*, nlohmann::json>> texts;

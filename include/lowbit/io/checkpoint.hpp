@@ -122,7 +122,7 @@ std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std
     const checkpoint_family& f = checkpoint_families[i % checkpoint_families.size()];
     checkpoint_hints hints = config.hints;
     hints.no_other_width = i < checkpoint_families.size();
-    if (config.family != nullptr ? config.family != &f : !config.method.empty() && config.method != f.method && f.codes.suffix != ".weight_packed") continue;
+    if (config.family != nullptr ? config.family != &f : !config.method.empty() && config.method != f.method) continue;
     const safetensor* const codes = find(module + std::string(f.codes.suffix));
     if (codes == nullptr || codes->dtype != f.codes.dtype) continue;
     auto w = find_weight(find, module, f, hints);

@@ -101,7 +101,7 @@ struct grouped_weight {
     const integer_layout layout = family->codes.layout(bits);
     const format_spec& s = *spec;
     const std::size_t blocks = s.row_blocks(cols), row_groups = cols / std::max<std::size_t>(s.sub_block(), 1);
-    std::vector<std::uint8_t> stored(together * cols), row(blocks * s.block);
+    std::vector<std::uint8_t> stored(std::min(together, end - begin) * cols), row(blocks * s.block);
     const unsigned half = 1u << (bits - 1);
     bool good = true;
     std::vector<std::uint8_t> sub_scale(s.sub_blocks()), sub_minimum(s.sub_blocks());
@@ -316,6 +316,8 @@ std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std
   if (w.bits == 0)
     return fail(bad_part(*w.codes, detail::shape_text(w.codes->shape) + " fits no width of " + std::string(f.name) + (shape != nullptr ? " and its weight_shape" : "") +
                                        " with the shapes of its partners"));
+
+  if (w.cols > (std::size_t{1} << 24)) return fail(bad_part(*w.codes, "rows of " + std::to_string(w.cols) + " weights are not read", errc::unsupported));
 
   // Scales and groups.
   const std::size_t scales = w.scales->data.size() / size_of(scale_type);

@@ -108,7 +108,7 @@ inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& 
   }
 
   constexpr std::size_t together = 64;  // rows of whole tiles
-  std::vector<std::uint8_t> row(s.row_blocks(w.cols) * s.block), plain(together * w.cols), all_zeros(zeros != nullptr && !floats ? w.rows * scale_groups : 0);
+  std::vector<std::uint8_t> row(s.row_blocks(w.cols) * s.block), plain(std::min(together, w.rows) * w.cols), all_zeros(zeros != nullptr && !floats ? w.rows * scale_groups : 0);
   for (std::size_t r0 = 0; r0 < w.rows; r0 += together) {
     const std::size_t r1 = std::min(r0 + together, w.rows);
     for (std::size_t r = r0; r < r1; ++r) {
