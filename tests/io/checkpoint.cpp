@@ -52,14 +52,16 @@ std::vector<float> values_of(packed_view w) {
 /// A random matrix whose zero-points are within the codes' range, and above 0 where asked.
 packed_matrix random_matrix(const format_spec& s, std::size_t rows, std::size_t cols, unsigned seed, unsigned least_zero = 1) {
   packed_matrix w = test::random_blocks(s, rows, cols, seed);
-  std::vector<std::uint8_t> codes(s.row_blocks(cols) * s.block);
   std::mt19937 random(seed);
   for (std::size_t r = 0; r < rows; ++r)
-    for (std::size_t b = 0; b < s.row_blocks(cols); ++b)
+    for (std::size_t b = 0; b < s.row_blocks(cols); ++b) {
+      for (std::size_t j = 0; s.sub_number != number::none && j < s.sub_blocks(); ++j)  // no NaN, no sign
+        s.sub_scale.set_raw(w.row(r) + b * s.bytes, j, random() % 0x7f);
       if (s.zero_point.present()) {
         const unsigned levels = 1u << s.codes.bits();
         s.zero_point.set_raw(w.row(r) + b * s.bytes, 0, least_zero + random() % (levels - least_zero));
       }
+    }
   return w;
 }
 
