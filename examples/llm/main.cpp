@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   llm::action chosen;
   llm::add_inspect(app, common, chosen);
   llm::add_quantise(app, common, chosen);
+  llm::add_convert(app, common, chosen);
   llm::add_evaluate(app, common, chosen);
   llm::add_generate(app, common, chosen);
   llm::add_compare(app, common, chosen);

@@ -48,12 +48,14 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (!gguf) return std::move(gguf).error();
   auto model = safetensors_model::open(path);
   if (!model) return std::move(model).error();
-  auto found = read_checkpoint([&](const std::string& name) { return model->find(name); }, "w.weight");
+  auto found = find_weight([&](const std::string& name) { return model->find(name); }, "w");
   if (found && !*found) return std::move(*found).error();
+  if (found)
+    if (auto read = (*found)->read(serial); !read) return std::move(read).error();
   auto out = gguf_writer::create(path, gguf->metadata, gguf->tensors);
   if (!out) return std::move(out).error();
   if (status s = out->commit(); !s) return s;
-  auto parts = checkpoint_parts("w.weight", own->weights.view());
+  auto parts = checkpoint_parts("w", own->weights.view(), *find_layout("compressed-tensors"));
   if (!parts) return std::move(parts).error();
   auto tensors = safetensors_writer::create(path, {{"format", "pt"}}, {});
   if (!tensors) return std::move(tensors).error();

@@ -26,6 +26,7 @@ using action = std::function<lowbit::status()>;
 
 void add_inspect(CLI::App& app, const common_options& common, action& chosen);
 void add_quantise(CLI::App& app, const common_options& common, action& chosen);
+void add_convert(CLI::App& app, const common_options& common, action& chosen);
 void add_evaluate(CLI::App& app, const common_options& common, action& chosen);
 void add_generate(CLI::App& app, const common_options& common, action& chosen);
 void add_compare(CLI::App& app, const common_options& common, action& chosen);

@@ -9,14 +9,16 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string model, reference, text;
+  std::string model, reference, text, quantise;
   std::size_t context = 0, tokens = 0;
   bool exact = false;
 };
 
 lowbit::status run(const options& o, const common_options& common) {
   thread_pool threads{common.threads};
-  auto model = load_model(o.model, common, threads);
+  const auto source = quantised_source(o.quantise, threads);
+  if (!source) return source.error();
+  auto model = load_model(o.model, common, threads, *source);
   if (!model) return std::move(model).error();
   const std::size_t context = sequence_length(o.context, 512, model->file.config);
   auto windows = windows_of_text(o.text, model->words, context, o.tokens);
@@ -66,6 +68,7 @@ void add_evaluate(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("--text", o->text, "A UTF-8 text")->required();
   c->add_option("--context", o->context, "Tokens in a window (default 512, or what the model was trained for)");
   c->add_option("--tokens", o->tokens, "Predict only so many tokens (default: the whole text)");
+  c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
   c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

@@ -12,7 +12,7 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string model, prompt;
+  std::string model, prompt, quantise;
   std::size_t tokens = 128;
   sampling draw;
   bool exact = false, special = false;
@@ -26,7 +26,9 @@ lowbit::status run(const options& o, const common_options& common) {
   if (const auto at = find_invalid_utf8(o.prompt))
     return lowbit::failure{lowbit::errc::bad_value, "the prompt is not UTF-8 (byte " + std::to_string(*at) + ")"};
   thread_pool threads{common.threads};
-  auto loaded = load_model(o.model, common, threads);
+  const auto source = quantised_source(o.quantise, threads);
+  if (!source) return source.error();
+  auto loaded = load_model(o.model, common, threads, *source);
   if (!loaded) return std::move(loaded).error();
   const tokeniser& words = loaded->words;
   const vocabulary& v = words.data();
@@ -90,6 +92,7 @@ void add_generate(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("--top-p", o->draw.top_p, "Draw among the likeliest tokens that together have this probability")->capture_default_str();
   c->add_option("--seed", o->draw.seed, "Of the draws")->capture_default_str();
   c->add_flag("--special", o->special, "Names of control tokens in the prompt are those tokens");
+  c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
   c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

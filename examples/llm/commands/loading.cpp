@@ -1,5 +1,9 @@
 #include "loading.hpp"
 
+#include "../files/requantise.hpp"
+
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -7,16 +11,29 @@
 
 namespace llm {
 
+void warn(const checkpoint& file) {
+  if (!file.warnings.empty())
+    fmt::print(stderr, "lowbit: warning: {}{}\n", file.warnings[0], file.warnings.size() > 1 ? fmt::format(" (and {} more like it)", file.warnings.size() - 1) : "");
+}
+
 lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
                                         const weight_source& source) {
   auto file = open_checkpoint(path, common.tokeniser);
   if (!file) return std::move(file).error();
   const auto in_file = [&](lowbit::failure f) { return lowbit::failure{f.kind, path + ": " + f.message}; };
+  warn(*file);
   auto words = tokeniser::from(file->words);
   if (!words) return in_file(words.error());
   auto model = build_llama(*file, source, threads);
   if (!model) return in_file(model.error());
   return loaded_model{*std::move(file), *std::move(words), std::make_unique<llama>(*std::move(model))};
+}
+
+lowbit::result<weight_source> quantised_source(const std::string& format, thread_pool& threads) {
+  if (format.empty()) return weight_source{stored};
+  const auto id = format_named(format);
+  if (!id) return id.error();
+  return weight_source{[how = requantisation{*id, lowbit::method::rtn, {}, 0, 0}, &threads](const tensor& t) { return requantise(t, how, threads); }};
 }
 
 lowbit::result<std::string> read_text(const std::string& path) {

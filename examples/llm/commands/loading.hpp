@@ -17,9 +17,15 @@ struct loaded_model {
   std::unique_ptr<llama> model;
 };
 
+/// One line on standard error where a file has something odd in it.
+void warn(const checkpoint& file);
+
 /// Opens and builds; `source` decides what the weights become.
 lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
                                         const weight_source& source = stored);
+
+/// The weights quantised as they are loaded, tensor by tensor: no second file, no second copy. Fails for an unknown format.
+lowbit::result<weight_source> quantised_source(const std::string& format, thread_pool& threads);
 
 /// A text file, checked to be UTF-8.
 lowbit::result<std::string> read_text(const std::string& path);

@@ -5,6 +5,7 @@
 
 #include <lowbit/format/gguf.hpp>
 #include <lowbit/matrix/dequantise.hpp>
+#include <lowbit/matrix/recode.hpp>
 
 #include <unordered_map>
 
@@ -56,7 +57,9 @@ class builder {
 
   void take(const std::string& name, lowbit::panel_matrix& out) {
     const weights w = take(name, source_);
-    if (status_) out = lowbit::panel_matrix::from(w.view(), threads_);
+    if (!status_) return;
+    const auto changed = lowbit::runnable(w.view(), threads_);
+    out = lowbit::panel_matrix::from(changed ? changed->view() : w.view(), threads_);
   }
   void take(const std::string& name, std::vector<float>& out) {
     const weights w = take(name, weight_source{stored});

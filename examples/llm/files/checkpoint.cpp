@@ -28,6 +28,8 @@ lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::s
 lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to) {
   LOWBIT_EXPECTS(heads != 0 && w.rows % (2 * heads) == 0);
   lowbit::packed_matrix out{*w.spec, w.rows, w.cols};
+  if (w.inputs != nullptr) out.set_inputs({w.inputs, w.inputs + w.cols});
+  out.set_factor(w.factor);
   const std::size_t size = w.rows / heads, half = size / 2;
   for (std::size_t r = 0; r < w.rows; ++r) {
     const std::size_t first = r / size * size, i = r % size % half, s = r % size / half;  // r is a row in halves

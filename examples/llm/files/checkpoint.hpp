@@ -53,6 +53,9 @@ struct checkpoint {
   std::vector<tensor> tensors;             ///< in the file's order
   std::optional<lowbit::gguf_metadata> metadata;  ///< as the file has it, if it is GGUF
   lowbit::gguf_metadata notes;                    ///< how it was quantised: for the metadata of files that are written
+  std::string folder;                      ///< its Hugging Face folder, if it is one: for the files that are carried over
+  std::string layout;                      ///< how matrices are stored, if as a quantised checkpoint: "gptq", "awq", ...
+  std::vector<std::string> warnings;       ///< one line each, about something odd that was dealt with
 
   [[nodiscard]] const tensor* find(std::string_view wanted) const noexcept {
     for (const tensor& t : tensors)

@@ -1,7 +1,11 @@
 // GGUF files of architecture "llama". Metadata keys: formats of ggml's docs/gguf.md and llama.cpp's llama-arch.cpp.
 #include "load.hpp"
+#include "names.hpp"
 
 #include <lowbit/io/gguf.hpp>
+
+#include <cstring>
+#include <unordered_map>
 
 namespace llm {
 namespace {
@@ -101,14 +105,25 @@ lowbit::result<checkpoint> open_gguf(const std::string& path) {
   if (!words) return in_file(words.error());
   c.words = *std::move(words);
 
+  std::unordered_map<std::string_view, const lowbit::gguf_tensor*> by_name;
+  for (const lowbit::gguf_tensor& t : content->tensors) by_name.emplace(t.name, &t);
   for (const lowbit::gguf_tensor& t : content->tensors) {
     const auto format = lowbit::find_gguf_format(static_cast<int>(t.type));
     if (!format)
       return in_file({errc::unsupported, "tensor " + t.name + " is of type " + std::string{lowbit::find_gguf_type(t.type)->name} + ", which is not supported"});
+    if (t.name.ends_with(".scale") && by_name.contains(t.name.substr(0, t.name.size() - 6) + ".weight")) continue;
     if (t.dims.empty() || t.dims.size() > 2) return in_file({errc::shape, "tensor " + t.name + " is neither a vector nor a matrix"});
     const bool is_vector = t.dims.size() == 1;
-    const lowbit::packed_view view{&lowbit::spec_of_id(*format), is_vector ? 1 : static_cast<std::size_t>(t.dims[1]),
-                                   static_cast<std::size_t>(t.dims[0]), t.data.data()};
+    lowbit::packed_view view{&lowbit::spec_of_id(*format), is_vector ? 1 : static_cast<std::size_t>(t.dims[1]),
+                             static_cast<std::size_t>(t.dims[0]), t.data.data()};
+    if (const auto at = by_name.find(gguf_factor_name(t.name)); at != by_name.end() && !is_vector && at->second != &t) {
+      const lowbit::gguf_tensor* const factor = at->second;
+      float value = 0.0f;
+      if (factor->type != 0 || factor->elements() != 1) return in_file({errc::shape, "tensor " + factor->name + " is not one float"});
+      std::memcpy(&value, factor->data.data(), sizeof value);
+      if (!(value > 0.0f && value < 3e38f)) return in_file({errc::bad_value, "tensor " + factor->name + " is not a positive number"});
+      view.factor = static_cast<double>(value);
+    }
     if (t.name == "rope_freqs.weight") {
       if (!is_vector || view.cols != c.config.head_dim / 2 || !view.spec->is_float()) return in_file({errc::shape, "rope_freqs.weight has another shape than RoPE"});
       c.config.rope_divisors.resize(view.cols);

@@ -1,4 +1,5 @@
 // GGUF files for llama.cpp: metadata made from the configuration and the vocabulary, or taken over from a GGUF source.
+#include "names.hpp"
 #include "save_formats.hpp"
 
 #include <lowbit/io/gguf_writer.hpp>
@@ -70,36 +71,44 @@ lowbit::gguf_metadata metadata_of(const checkpoint& model) {
 
 }  // namespace
 
-lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, lowbit::format_id format,
+lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, const tensor_forms& forms, std::string_view format,
                                       const weight_source& source, const save_progress& progress) {
   lowbit::gguf_metadata metadata = metadata_of(model);
-  metadata.set("general.file_type", file_type(lowbit::spec_of_id(format).name));
+  metadata.set("general.file_type", file_type(format));
   metadata.set("general.quantization_version", std::uint32_t{2});
   for (const auto& note : model.notes.entries()) metadata.set_value(note.key, note.value);
   std::vector<lowbit::gguf_tensor> shapes;
-  const auto declare = [&](const std::string& name, lowbit::format_id id, std::size_t rows, std::size_t cols, bool is_vector) {
-    lowbit::gguf_tensor t{name, static_cast<std::uint32_t>(lowbit::spec_of_id(id).gguf), {cols}, {}};
-    if (!is_vector) t.dims.push_back(rows);
+  const auto declare = [&](const std::string& name, const lowbit::packed_view& form, bool is_vector) {
+    lowbit::gguf_tensor t{name, static_cast<std::uint32_t>(form.spec->gguf), {form.cols}, {}};
+    if (!is_vector) t.dims.push_back(form.rows);
     shapes.push_back(std::move(t));
   };
+  const auto append_floats = [&](lowbit::gguf_writer& writer, std::span<const float> values) {
+    const auto bytes = std::as_bytes(values);
+    return writer.append({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
+  };
   const std::vector<float>& divisors = model.config.rope_divisors;
-  if (!divisors.empty()) declare("rope_freqs.weight", lowbit::id_of<lowbit::f32>(), 1, divisors.size(), true);
+  if (!divisors.empty()) declare("rope_freqs.weight", {&lowbit::spec_of<lowbit::f32>, 1, divisors.size()}, true);
   std::size_t done = 0, total = 0;
   for (const tensor& t : model.tensors) {
-    declare(t.name, target_format(t, format), t.rows, t.cols, t.is_vector);
+    const lowbit::packed_view form = forms(t);
+    declare(t.name, form, t.is_vector);
+    if (form.factor != 1.0) declare(gguf_factor_name(t.name), {&lowbit::spec_of<lowbit::f32>, 1, 1}, true);
     total += t.bytes;
   }
   auto writer = lowbit::gguf_writer::create(path, metadata, shapes);
   if (!writer) return std::move(writer).error();
   if (!divisors.empty()) {
-    const auto bytes = std::as_bytes(std::span{divisors});
-    if (auto s = writer->append({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()}); !s) return std::move(s).error();
+    if (auto s = append_floats(*writer, divisors); !s) return std::move(s).error();
   }
   for (const tensor& t : model.tensors) {
     if (progress) progress(done, total);
     auto w = source(t);
     if (!w) return std::move(w).error();
     if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
+    const auto factor = static_cast<float>(w->view().factor);
+    if (forms(t).factor != 1.0)
+      if (auto s = append_floats(*writer, {&factor, 1}); !s) return std::move(s).error();
     if (t.forget) t.forget();
     done += t.bytes;
   }

@@ -6,6 +6,7 @@
 #include <lowbit/format/gguf.hpp>
 #include <lowbit/io/checkpoint.hpp>
 
+#include <algorithm>
 #include <filesystem>
 
 namespace llm {
@@ -26,11 +27,22 @@ const lowbit::format_spec* float_format(std::string_view dtype) {
   return nullptr;
 }
 
-// Whether a tensor only belongs to a quantised weight, which is read with its codes.
-bool is_part_of_weight(std::string_view name) {
-  for (std::string_view end : {".weight_scale", ".weight_shape", ".weight_zero_point", ".absmax", ".quant_map"})
-    if (name.ends_with(end)) return true;
-  return name.find(".quant_state.") != name.npos;
+// What the model's files say of its quantisation: a part of config.json, or a file of AutoGPTQ's or AutoAWQ's.
+lowbit::result<lowbit::quantisation_config> read_quantisation(const fs::path& folder, const nlohmann::json& config) {
+  nlohmann::json found = config.value("quantization_config", nlohmann::json());
+  fs::path path = folder / "config.json";
+  for (const char* const name : {"quantize_config.json", "quant_config.json"}) {
+    std::error_code ignored;
+    if (!found.is_null() || !fs::exists(folder / name, ignored)) continue;
+    path = folder / name;
+    auto read = read_json(path);
+    if (!read) return std::move(read).error();
+    found = *std::move(read);
+    if (!found.contains("quant_method")) found["quant_method"] = found.contains("w_bit") ? "awq" : "gptq";
+  }
+  auto settings = lowbit::read_quantisation_config(nlohmann::ordered_json(found));
+  if (!settings) return lowbit::failure{settings.error().kind, path.string() + ": " + settings.error().message};
+  return settings;
 }
 
 }  // namespace
@@ -65,24 +77,42 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
   c.config = *std::move(numbers);
   c.words = *std::move(words);
   const bool tied = config->value("tie_word_embeddings", false);
+  const auto quantisation = read_quantisation(path, *config);
+  if (!quantisation) return quantisation.error();
+  c.folder = folder;
   const auto find = [&](const std::string& name) { return model->find(name); };
   for (const lowbit::safetensor& t : model->tensors()) {
     const auto fail = [&](lowbit::errc kind, const std::string& what) {
       return lowbit::failure{kind, folder + ": tensor " + t.name + ' ' + what};
     };
-    if (t.name.ends_with(".rotary_emb.inv_freq") || (tied && t.name == "lm_head.weight")) continue;  // computed; a copy
-    if (is_part_of_weight(t.name)) continue;
-    const std::string whole = t.name.ends_with("_packed") ? t.name.substr(0, t.name.size() - 7) : t.name;
-    const auto name = gguf_name(whole);
-    if (!name) return fail(lowbit::errc::unsupported, "is not part of a Llama");
-    if (auto quantised = lowbit::read_checkpoint(find, whole)) {
-      if (!*quantised) return lowbit::failure{quantised->error().kind, folder + ": " + quantised->error().message};
-      const auto owned = std::make_shared<const lowbit::packed_matrix>(**std::move(quantised));
-      tensor out{*name, false, owned->rows(), owned->cols(), &owned->spec(), owned->bytes().size(), {}, {}};
-      out.read = [owned]() -> lowbit::result<weights> { return weights{owned->view()}; };
-      c.tensors.push_back(std::move(out));
+    if (t.name.ends_with(".rotary_emb.inv_freq") || (tied && t.name.starts_with("lm_head."))) continue;  // computed; a copy
+    if (lowbit::is_checkpoint_part(t.name)) continue;
+    if (t.name.ends_with(".bias")) {  // some GPTQ tools write biases of zeros for layers that have none
+      if (std::any_of(t.data.begin(), t.data.end(), [](std::uint8_t b) { return b != 0; })) return fail(lowbit::errc::unsupported, "is a bias, which is not supported");
       continue;
     }
+    const auto module = lowbit::module_with_codes(t.name);
+    const auto name = gguf_name(module ? *module + ".weight" : t.name);
+    if (!name) return fail(lowbit::errc::unsupported, "is not part of a Llama");
+    if (module)
+      if (auto quantised = lowbit::find_weight(find, *module, *quantisation)) {
+        if (!*quantised) return lowbit::failure{quantised->error().kind, folder + ": " + quantised->error().message};
+        const auto w = std::make_shared<const lowbit::checkpoint_weight>(**std::move(quantised));
+        if (!w->warning.empty()) c.warnings.push_back(w->warning);
+        c.layout = w->family != nullptr ? w->family->name : "bitsandbytes";
+        tensor out{*name, false, w->rows, w->cols, w->spec, w->bytes, {}, {}};
+        out.read = [w, model]() -> lowbit::result<weights> {
+          lowbit::serial_executor serial;
+          auto read = w->read(serial);
+          if (!read) return std::move(read).error();
+          return weights{*std::move(read)};
+        };
+        out.forget = [w, model] {
+          for (const auto part : w->data) lowbit::mapped_file{}.release(part);
+        };
+        c.tensors.push_back(std::move(out));
+        continue;
+      }
     const lowbit::format_spec* const spec = float_format(t.dtype);
     if (spec == nullptr) return fail(lowbit::errc::unsupported, "is of type " + t.dtype + ", which is not supported");
     if (t.shape.empty() || t.shape.size() > 2 || t.data.empty()) return fail(lowbit::errc::shape, "is neither a vector nor a matrix");

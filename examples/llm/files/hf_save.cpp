@@ -1,7 +1,7 @@
-// Hugging Face folders with weights as bitsandbytes or compressed-tensors store them.
+// Hugging Face folders with weights as the tools of the field store them, or as plain floats.
 //
-// safetensors wants its tensors sorted by type, so a file is gathered in memory before it is written; models are cut into files of
-// bounded size. The folder is made under another name and renamed when it is whole.
+// The parts of a weight are written while it is at hand, in the order of the tensors, so no more than one tensor is in memory; large
+// models are cut into several files. The folder is made under another name and renamed when it is whole.
 #include "hf_json.hpp"
 #include "names.hpp"
 #include "save_formats.hpp"
@@ -10,7 +10,6 @@
 #include <lowbit/io/safetensors_writer.hpp>
 
 #include <filesystem>
-#include <map>
 #include <unistd.h>
 
 namespace llm {
@@ -19,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 using parts = std::vector<lowbit::checkpoint_part>;
 
-constexpr std::size_t file_limit = std::size_t{64} << 20;  // bytes of weights in a file, unless one tensor has more
+constexpr std::size_t file_limit = std::size_t{4} << 30;  // bytes of weights in a file, unless one tensor has more
 
 std::size_t bytes_of(const lowbit::safetensor& t) {
   std::size_t bits = *lowbit::safetensors_bits(t.dtype);
@@ -28,12 +27,15 @@ std::size_t bytes_of(const lowbit::safetensor& t) {
 }
 
 // The parts of a tensor; without data, their declarations.
-lowbit::result<parts> parts_of(const tensor& t, lowbit::packed_view w) {
+lowbit::result<parts> parts_of(const tensor& t, const lowbit::packed_view& w, const std::optional<lowbit::checkpoint_layout>& layout) {
   const std::string name = hf_name(t.name).value_or(t.name);
-  if (!w.spec->is_float()) return lowbit::checkpoint_parts(name, w);
+  if (!w.spec->is_float()) {
+    if (!layout) return lowbit::failure{lowbit::errc::unsupported, "tensor " + name + " is not plain floats"};
+    return lowbit::checkpoint_parts(name.substr(0, name.rfind('.')), w, *layout);
+  }
   std::vector<std::uint64_t> shape{w.cols};
   if (!t.is_vector) shape.insert(shape.begin(), w.rows);
-  const char* const dtype = w.spec == &lowbit::spec_of<lowbit::f32> ? "F32" : w.spec == &lowbit::spec_of<lowbit::bfloat16> ? "BF16" : "F16";
+  const char* const dtype = lowbit::scale_dtype(w.spec->element);
   lowbit::checkpoint_part p{{name, dtype, std::move(shape), {}}, {}};
   if (w.data != nullptr) p.bytes.assign(w.data, w.data + w.size_bytes());
   return parts{std::move(p)};
@@ -101,9 +103,9 @@ class new_folder {
 
 }  // namespace
 
-lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, lowbit::format_id format,
-                                    const weight_source& source, const save_progress& progress) {
-  if (!model.config.rope_divisors.empty())
+lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
+                                    const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress) {
+  if (!model.config.rope_divisors.empty() && model.folder.empty())
     return lowbit::failure{lowbit::errc::unsupported, "a config.json with scaled RoPE is not written"};
   fs::path target = fs::path{folder}.lexically_normal();
   if (!target.has_filename()) target = target.parent_path();  // "name/"
@@ -118,9 +120,25 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
   };
   std::vector<part_file> files(1);
   std::size_t done = 0, total_source = 0, total_parts = 0, written = 0;
+  const lowbit::format_spec* codes = nullptr;  // of the first quantised matrix: what the configuration speaks of
+  std::size_t cols = 0;
+  bool act_order = false;
+  std::vector<std::string> left_alone;
+  const lowbit::format_spec* floats = nullptr;  // of the widest float matrix: the type that loaders are told
   for (const tensor& t : model.tensors) {
-    const auto declared = parts_of(t, {&lowbit::spec_of_id(target_format(t, format)), t.rows, t.cols, nullptr});
+    const lowbit::packed_view form = forms(t);
+    const auto declared = parts_of(t, form, layout);
     if (!declared) return declared.error();
+    if (!form.spec->is_float()) {
+      if (codes == nullptr) codes = form.spec, cols = form.cols;
+      act_order |= form.inputs != nullptr;
+    } else if (!t.is_vector && (floats == nullptr || form.spec->bytes > floats->bytes)) {
+      floats = form.spec;
+    }
+    if (form.spec->is_float() && !t.is_vector && t.name != "token_embd.weight") {
+      const std::string name = hf_name(t.name).value_or(t.name);
+      left_alone.push_back(name.substr(0, name.rfind('.')));
+    }
     std::size_t bytes = 0;
     for (const auto& p : *declared) bytes += bytes_of(p.declaration);
     if (files.back().bytes != 0 && files.back().bytes + bytes > file_limit) files.emplace_back();
@@ -135,37 +153,55 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
   for (std::size_t i = 0; i < files.size(); ++i) {
     char name[64] = "model.safetensors";
     if (files.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
-    std::map<std::string, std::vector<std::uint8_t>> bytes;
+    for (const auto& d : files[i].declarations) where[d.name] = name;
+    auto writer = lowbit::safetensors_writer::create(made->path() / name, {{"format", "pt"}}, files[i].declarations, lowbit::tensor_order::as_declared);
+    if (!writer) return std::move(writer).error();
     for (const tensor* t : files[i].tensors) {
       if (progress) progress(done, total_source);
       auto w = source(*t);
       if (!w) return std::move(w).error();
-      auto filled = parts_of(*t, w->view());
+      auto filled = parts_of(*t, w->view(), layout);
       if (!filled) return std::move(filled).error();
-      for (auto& p : *filled) {
-        where[p.declaration.name] = name;
-        bytes.emplace(p.declaration.name, std::move(p.bytes));
-      }
+      for (const auto& p : *filled)
+        if (auto s = writer->append(p.bytes); !s) return std::move(s).error();
       if (t->forget) t->forget();
       done += t->bytes;
     }
-    auto writer = lowbit::safetensors_writer::create(made->path() / name, {{"format", "pt"}}, files[i].declarations);
-    if (!writer) return std::move(writer).error();
-    for (const std::string& part : writer->order())
-      if (auto s = writer->append(bytes.at(part)); !s) return std::move(s).error();
     written += writer->written();
     if (auto s = writer->commit(); !s) return std::move(s).error();
   }
 
+  // Configuration and tokeniser: the source's own where it has them, with what changed.
+  const fs::path own{model.folder};
   nlohmann::json config = hf_config(model.config, model.words, model.find("output.weight") == nullptr);
-  config["quantization_config"] = nlohmann::json::parse(lowbit::quantization_config(lowbit::spec_of_id(format), {"lm_head"}));
+  if (!model.folder.empty()) {
+    auto file = lowbit::mapped_file::open(own / "config.json");
+    if (!file) return std::move(file).error();
+    auto read = parse_json((own / "config.json").string(), {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()});
+    if (!read) return std::move(read).error();
+    config = *std::move(read);
+    config.erase("quantization_config");
+  }
+  config.erase("dtype");
+  config["torch_dtype"] = floats == nullptr || floats == &lowbit::spec_of<lowbit::f32> ? "float32" : floats == &lowbit::spec_of<lowbit::float16> ? "float16" : "bfloat16";
+  if (layout && codes != nullptr)
+    config["quantization_config"] = nlohmann::json::parse(lowbit::quantization_config(*layout, *codes, cols, act_order, left_alone));
   for (const auto& note : model.notes.entries()) config["lowbit"][note.key] = json_of(note.value);
   std::vector<std::pair<const char*, nlohmann::json>> texts;
   if (files.size() > 1)
     texts.emplace_back("model.safetensors.index.json", nlohmann::json{{"metadata", {{"total_size", total_parts}}}, {"weight_map", std::move(where)}});
-  texts.emplace_back("tokenizer.json", hf_tokeniser(model.words));
-  texts.emplace_back("tokenizer_config.json", hf_tokeniser_settings(model.words));
   texts.emplace_back("config.json", std::move(config));
+  if (model.folder.empty()) {
+    texts.emplace_back("tokenizer.json", hf_tokeniser(model.words));
+    texts.emplace_back("tokenizer_config.json", hf_tokeniser_settings(model.words));
+  } else {
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "generation_config.json", "chat_template.jinja"}) {
+      std::error_code error;
+      if (!fs::exists(own / name, error)) continue;
+      if (!fs::copy_file(own / name, made->path() / name, error)) return lowbit::failure{lowbit::errc::io, "cannot copy " + (own / name).string() + ": " + error.message()};
+      written += static_cast<std::size_t>(fs::file_size(made->path() / name, error));
+    }
+  }
   for (const auto& [name, j] : texts)
     if (auto s = write_text(made->path() / name, j, written); !s) return std::move(s).error();
   if (auto s = made->commit(); !s) return std::move(s).error();

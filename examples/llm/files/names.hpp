@@ -56,6 +56,11 @@ inline std::optional<std::string> translate_name(std::string_view name, std::str
 inline std::optional<std::string> gguf_name(std::string_view hf) { return translate_name(hf, &name_pair::hf, &name_pair::gguf); }
 inline std::optional<std::string> hf_name(std::string_view gguf) { return translate_name(gguf, &name_pair::gguf, &name_pair::hf); }
 
+/// The tensor that holds the factor of a weight's values in GGUF (NVFP4): "blk.0.attn_q.scale" for "blk.0.attn_q.weight".
+inline std::string gguf_factor_name(std::string_view weight) {
+  return std::string{weight.substr(0, weight.rfind('.'))} + ".scale";
+}
+
 /// Whether RoPE's row order matters to this tensor (its GGUF name): queries and keys.
 inline bool is_query(std::string_view name) noexcept { return name.ends_with(".attn_q.weight"); }
 inline bool is_key(std::string_view name) noexcept { return name.ends_with(".attn_k.weight"); }

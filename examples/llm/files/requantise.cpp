@@ -50,7 +50,7 @@ lowbit::result<weights> read_in_order(const tensor& t, const requantisation& how
 /// The same as floats that lie aligned; what does already stays where it is.
 weights as_aligned_floats(weights source, thread_pool& threads) {
   const lowbit::packed_view from = source.view();
-  if (from.spec == &lowbit::spec_of<lowbit::f32> && reinterpret_cast<std::uintptr_t>(from.data) % alignof(float) == 0) return source;
+  if (from.spec == &lowbit::spec_of<lowbit::f32> && from.inputs == nullptr && from.factor == 1.0 && reinterpret_cast<std::uintptr_t>(from.data) % alignof(float) == 0) return source;
   lowbit::packed_matrix floats{lowbit::spec_of<lowbit::f32>, from.rows, from.cols};
   lowbit::dequantise(from, {reinterpret_cast<float*>(floats.bytes().data()), from.rows, from.cols}, threads);
   return weights{std::move(floats)};
@@ -68,7 +68,8 @@ lowbit::result<weights> requantise(const tensor& t, const requantisation& how, t
   auto source = read_in_order(t, how, threads);
   if (!source) return source;
   const format_id target = target_format(t, how.format);
-  if (source->view().spec == &lowbit::spec_of_id(target)) return source;
+  const lowbit::packed_view as_read = source->view();
+  if (as_read.spec == &lowbit::spec_of_id(target) && as_read.inputs == nullptr && as_read.factor == 1.0) return source;
   weights floats = as_aligned_floats(*std::move(source), threads);
   if (target == id_of<lowbit::f32>()) return floats;
   const lowbit::packed_view from = floats.view();

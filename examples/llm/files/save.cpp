@@ -13,13 +13,15 @@ container container_of(const checkpoint& model, lowbit::format_id format) {
   container c = container::none;
   for (const tensor& t : model.tensors) {
     if (target_format(t, format) != format) continue;
-    switch (lowbit::checkpoint_layout_of(lowbit::spec_of_id(format), t.cols)) {
-      case lowbit::checkpoint_layout::none: return container::none;
-      case lowbit::checkpoint_layout::bitsandbytes: c = container::bitsandbytes; break;
-      case lowbit::checkpoint_layout::compressed_tensors: c = container::compressed_tensors; break;
-    }
+    const auto layout = lowbit::layout_for_format(lowbit::spec_of_id(format), t.cols);
+    if (!layout) return container::none;
+    c = layout->family == nullptr ? container::bitsandbytes : container::compressed_tensors;
   }
   return c;
+}
+
+tensor_forms target_forms(lowbit::format_id format) {
+  return [format](const tensor& t) { return lowbit::packed_view{&lowbit::spec_of_id(target_format(t, format)), t.rows, t.cols}; };
 }
 
 std::string_view name_of(container c) noexcept {
@@ -40,9 +42,10 @@ lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint
                                        const weight_source& source, const save_progress& progress) {
   if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
   switch (container_of(model, format)) {
-    case container::gguf: return save_gguf(path, model, format, source, progress);
+    case container::gguf: return save_gguf(path, model, target_forms(format), lowbit::spec_of_id(format).name, source, progress);
     case container::bitsandbytes:
-    case container::compressed_tensors: return save_hf(path, model, format, source, progress);
+    case container::compressed_tensors:
+      return save_hf(path, model, target_forms(format), *lowbit::layout_for_format(lowbit::spec_of_id(format), lowbit::spec_of_id(format).block), source, progress);
     case container::none: break;
   }
   return lowbit::failure{lowbit::errc::unsupported,

@@ -3,13 +3,21 @@
 
 #include "save.hpp"
 
+#include <lowbit/io/checkpoint.hpp>
+
 namespace llm {
 
-/// GGUF (gguf_save.cpp).
-lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, lowbit::format_id format,
+/// What a tensor will be: its format, shape, order of columns and factor, without data. A file is declared before weights are at hand.
+using tensor_forms = std::function<lowbit::packed_view(const tensor&)>;
+
+/// The forms that quantising to one format gives.
+tensor_forms target_forms(lowbit::format_id format);
+
+/// GGUF (gguf_save.cpp). `format` names what most matrices are. Factors of NVFP4 become tensors of their own, "blk.N.attn_q.scale".
+lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, const tensor_forms& forms, std::string_view format,
                                       const weight_source& source, const save_progress& progress);
-/// A Hugging Face folder in bitsandbytes' or compressed-tensors' layout (hf_save.cpp).
-lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, lowbit::format_id format,
-                                    const weight_source& source, const save_progress& progress);
+/// A Hugging Face folder (hf_save.cpp): matrices in `layout`, or without one plain floats.
+lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
+                                    const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress);
 
 }  // namespace llm

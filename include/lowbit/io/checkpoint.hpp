@@ -1,217 +1,179 @@
-// Quantised weights in safetensors, as the tools that invented each layout store them.
+// Quantised checkpoints in safetensors: what config.json says of them, which weights they hold, and the tensors that a weight becomes.
 //
-// bitsandbytes 4-bit (NF4, FP4; bitsandbytes functional.py, QuantState.as_dict) and compressed-tensors "pack-quantized" with its dense
-// packer (uniform codes; compressed-tensors, compressors/pack_quantized). A weight becomes several tensors, its parts; a block's bytes
-// are split into the arrays of a layout and joined again without loss.
+// One call finds a weight whatever tool wrote it; one writes it for any. Families: checkpoint_family.hpp, checkpoint_bitsandbytes.hpp.
+// Keys of `quantization_config`: transformers, utils/quantization_config.py; compressed-tensors, quantization/quant_config.py.
 #pragma once
 
-#include <lowbit/io/safetensors.hpp>
-#include <lowbit/matrix/packed_matrix.hpp>
-#include <lowbit/format/registry.hpp>
-
+#include <lowbit/io/checkpoint_bitsandbytes.hpp>
 
 namespace lowbit {
 
-/// One tensor of a weight's checkpoint form: name, dtype and shape, and its bytes (empty where only the declaration was asked for).
-struct checkpoint_part {
-  safetensor declaration;
-  std::vector<std::uint8_t> bytes;
+/// A way to store weights: a family, or bitsandbytes' 4-bit types. `lowbit convert --to` takes the names.
+struct checkpoint_layout {
+  std::string_view name{};
+  const checkpoint_family* family = nullptr;   ///< null: bitsandbytes, 4 bits
+  bool nested = false;                         ///< its scales quantised
 };
 
-/// The layout that a format is saved in.
-enum class checkpoint_layout : std::uint8_t { none, bitsandbytes, compressed_tensors };
-
-namespace detail {
-
-inline bool is_bitsandbytes(const format_spec& s) noexcept { return &s == &spec_of<nf4> || &s == &spec_of<fp4>; }
-/// Evenly spaced codes as a dense stream that fills whole bytes, with f16 scales.
-inline bool is_dense_uniform(const format_spec& s) noexcept {
-  return !s.is_float() && s.gguf < 0 && !s.values.present() && !s.sub_scale.present() && !s.minimum.present() &&
-         s.scale.type == number::f16 && s.codes.planes[0].bits == s.codes.bits() && s.unused_bits == 0 &&
-         s.codes.planes[0].digits.stride[0] == static_cast<int>(s.codes.bits());
-}
-
-/// "p.weight" without its last component.
-inline std::string module_of(const std::string& weight) {
-  return weight.ends_with(".weight") ? weight.substr(0, weight.size() - 7) : weight;
-}
-
-}  // namespace detail
-
-/// How a [rows, cols] weight of this format can be saved in safetensors, if at all.
-inline checkpoint_layout checkpoint_layout_of(const format_spec& s, std::size_t cols) noexcept {
-  if (detail::is_bitsandbytes(s) && cols % s.block == 0) return checkpoint_layout::bitsandbytes;
-  if (detail::is_dense_uniform(s)) return checkpoint_layout::compressed_tensors;
-  return checkpoint_layout::none;
-}
-
-/// The parts of weight `name` ("….weight"). With `data` null, their declarations only.
-/// Fails (unsupported) where the format has no layout: bitsandbytes runs blocks across rows, so rows must be whole blocks.
-inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& name, const packed_view& w) {
-  const format_spec& s = *w.spec;
-  const std::size_t blocks = s.row_blocks(w.cols);
-  const bool fill = w.data != nullptr;
-  std::vector<checkpoint_part> parts;
-  const auto part = [&](std::string part_name, const char* dtype, std::vector<std::uint64_t> shape, std::size_t bytes) {
-    parts.push_back({{std::move(part_name), dtype, std::move(shape), {}}, std::vector<std::uint8_t>(fill ? bytes : 0)});
-  };
-  const auto block_at = [&](std::size_t r, std::size_t b) { return w.row(r) + b * s.bytes; };
-
-  switch (checkpoint_layout_of(s, w.cols)) {
-    case checkpoint_layout::none:
-      return failure{errc::unsupported, "'" + name + "' [" + std::to_string(w.rows) + ", " + std::to_string(w.cols) + "] in format " +
-                                            std::string(s.name) + " has no safetensors layout"};
-    case checkpoint_layout::bitsandbytes: {
-      const std::size_t count = w.rows * blocks, code_bytes = s.block / 2;
-      part(name + ".absmax", "F32", {count}, count * 4);
-      part(name + ".quant_map", "F32", {16}, 64);
-      part(name, "U8", {count * code_bytes, 1}, count * code_bytes);
-      const std::string state = "{\"quant_type\": \"" + std::string(s.name) + "\", \"blocksize\": " + std::to_string(s.block) +
-                                ", \"dtype\": \"float32\", \"shape\": [" + std::to_string(w.rows) + ", " + std::to_string(w.cols) + "]}";
-      part(name + ".quant_state.bitsandbytes__" + std::string(s.name), "U8", {state.size()}, state.size());
-      if (!fill) break;
-      std::memcpy(parts[1].bytes.data(), s.values.values.data(), 64);
-      std::memcpy(parts[3].bytes.data(), state.data(), state.size());
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::uint8_t* const block = w.data + i * s.bytes;
-        std::memcpy(parts[0].bytes.data() + 4 * i, block + s.scale.at, 4);
-        std::memcpy(parts[2].bytes.data() + code_bytes * i, block + s.codes.planes[0].base / 8, code_bytes);
-      }
-      break;
-    }
-    case checkpoint_layout::compressed_tensors: {
-      const unsigned bits = s.codes.bits();
-      const std::size_t words = ceil_div(w.cols * bits, 32), zero_words = ceil_div(w.rows * bits, 32), code_bytes = s.block * bits / 8;
-      const std::string module = detail::module_of(name);
-      part(module + ".weight_shape", "I64", {2}, 16);
-      part(module + ".weight_packed", "I32", {w.rows, words}, w.rows * words * 4);
-      if (s.zero_point.present()) part(module + ".weight_zero_point", "I32", {zero_words, blocks}, zero_words * blocks * 4);
-      part(module + ".weight_scale", "F16", {w.rows, blocks}, w.rows * blocks * 2);
-      if (!fill) break;
-      const std::int64_t shape[2] = {static_cast<std::int64_t>(w.rows), static_cast<std::int64_t>(w.cols)};
-      std::memcpy(parts[0].bytes.data(), shape, 16);
-      std::vector<std::uint8_t>& scales = parts.back().bytes;
-      for (std::size_t r = 0; r < w.rows; ++r) {
-        std::uint8_t* const row = parts[1].bytes.data() + r * words * 4;
-        for (std::size_t b = 0; b < blocks; ++b) {
-          const std::size_t weights = std::min<std::size_t>(s.block, w.cols - b * s.block), whole = weights * bits / 8;
-          const std::uint8_t* const codes = block_at(r, b) + s.codes.planes[0].base / 8;
-          std::memcpy(row + b * code_bytes, codes, whole);
-          if (const unsigned rest = static_cast<unsigned>(weights * bits % 8); rest != 0)
-            row[b * code_bytes + whole] = static_cast<std::uint8_t>(codes[whole] & ((1u << rest) - 1));
-          std::memcpy(scales.data() + (r * blocks + b) * 2, block_at(r, b) + s.scale.at, 2);
-          if (s.zero_point.present())  // packed along rows: bit r * bits of column b's own stream of words
-            for (unsigned i = 0; i < bits; ++i) {
-              const std::size_t bit = r * bits + i;
-              const unsigned value = (s.zero_point.raw(block_at(r, b), 0) >> i) & 1u;
-              write_bits(parts[2].bytes.data() + (bit / 32 * blocks + b) * 4, bit % 32, 1, value);
-            }
-        }
-      }
-      break;
-    }
-  }
-  return parts;
-}
-
-namespace detail {
-
-inline failure bad_part(const safetensor& t, const std::string& what) { return {errc::shape, "tensor '" + t.name + "': " + what}; }
-
-template <class Find>
-result<packed_matrix> read_bitsandbytes(const Find& find, const std::string& name, const format_spec& s, const safetensor& state) {
-  const auto json = parse_json({reinterpret_cast<const char*>(state.data.data()), state.data.size()}, "tensor '" + state.name + "'", 4);
-  if (!json) return json.error();
-  const safetensor *const codes = find(name), *const absmax = find(name + ".absmax");
-  if (codes == nullptr || absmax == nullptr) return failure{errc::not_found, "tensor '" + name + "' or its absmax is missing"};
-  if (json->contains("nested_blocksize")) return failure{errc::unsupported, "tensor '" + name + "': nested quantisation is not read"};
-  const auto& shape = json->contains("shape") ? (*json)["shape"] : nlohmann::ordered_json();
-  const bool matrix = shape.is_array() && shape.size() == 2 && json_size(shape[0]) && json_size(shape[1]);
-  const std::uint64_t rows = matrix ? json_size(shape[0]).value_or(0) : 0, cols = matrix ? json_size(shape[1]).value_or(0) : 0;
-  if (!matrix || !json->contains("blocksize") || json_size((*json)["blocksize"]) != s.block || cols % s.block != 0)
-    return bad_part(state, "a [rows, cols] shape of whole rows of 64-blocks is needed");
-  const auto count = checked_mul(static_cast<std::size_t>(rows), static_cast<std::size_t>(cols / s.block));
-  if (!count || absmax->dtype != "F32" || absmax->data.size() / 4 != *count || codes->data.size() / (s.block / 2) != *count ||
-      absmax->data.size() % 4 != 0 || codes->data.size() % (s.block / 2) != 0)
-    return bad_part(*codes, "codes, absmax and shape contradict each other");
-  packed_matrix w(s, static_cast<std::size_t>(rows), static_cast<std::size_t>(cols));
-  for (std::size_t i = 0; i < *count; ++i) {
-    std::uint8_t* const block = w.bytes().data() + i * s.bytes;
-    std::memcpy(block + s.scale.at, absmax->data.data() + 4 * i, 4);
-    std::memcpy(block + s.codes.planes[0].base / 8, codes->data.data() + s.block / 2 * i, s.block / 2);
-  }
-  return w;
-}
-
-template <class Find>
-result<packed_matrix> read_compressed(const Find& find, const std::string& module, const safetensor& packed) {
-  const safetensor *const scale = find(module + ".weight_scale"), *const shape = find(module + ".weight_shape"),
-                   *const zero = find(module + ".weight_zero_point");
-  if (scale == nullptr || shape == nullptr) return failure{errc::not_found, "tensor '" + packed.name + "' has no weight_scale or no weight_shape"};
-  if (shape->dtype != "I64" || shape->data.size() != 16 || packed.dtype != "I32" || packed.shape.size() != 2 || scale->shape.size() != 2 || scale->dtype != "F16")
-    return bad_part(packed, "packed, scale or shape is of a kind that is not read");
-  std::int64_t size[2];
-  std::memcpy(size, shape->data.data(), 16);
-  if (size[0] < 0 || size[1] <= 0 || packed.shape[0] != static_cast<std::uint64_t>(size[0]) || scale->shape[0] != packed.shape[0])
-    return bad_part(packed, "its shape contradicts weight_shape");
-  const auto rows = static_cast<std::size_t>(size[0]), cols = static_cast<std::size_t>(size[1]), blocks = static_cast<std::size_t>(scale->shape[1]);
-  if (cols > packed.data.size() * 8 && rows != 0) return bad_part(packed, "weight_shape is larger than the data");
-  // Width and group follow from the shapes; where several groups fit (one group a row), they mean the same.
-  const format_spec* found = nullptr;
-  for (const format_spec* s : all_formats::specs)
-    if (is_dense_uniform(*s) && s->zero_point.present() == (zero != nullptr) && s->row_blocks(cols) == blocks &&
-        ceil_div(cols * s->codes.bits(), 32) == packed.shape[1]) {
-      found = s;
-      break;
-    }
-  if (found == nullptr) return failure{errc::unsupported, "tensor '" + packed.name + "': no uniform format has its width and group"};
-  const format_spec& s = *found;
-  const unsigned bits = s.codes.bits();
-  if (zero != nullptr && (zero->dtype != "I32" || zero->shape != std::vector<std::uint64_t>{ceil_div(rows * bits, 32), blocks}))
-    return bad_part(*zero, "its shape contradicts the weights'");
-  packed_matrix w(s, rows, cols);
-  const std::size_t row_bytes = static_cast<std::size_t>(packed.shape[1]) * 4, code_bytes = s.block * bits / 8;
-  for (std::size_t r = 0; r < rows; ++r)
-    for (std::size_t b = 0; b < blocks; ++b) {
-      std::uint8_t* const block = w.row(r) + b * s.bytes;
-      std::memcpy(block + s.scale.at, scale->data.data() + (r * blocks + b) * 2, 2);
-      std::memcpy(block + s.codes.planes[0].base / 8, packed.data.data() + r * row_bytes + b * code_bytes, std::min(code_bytes, row_bytes - b * code_bytes));
-      if (zero == nullptr) continue;
-      unsigned value = 0;
-      for (unsigned i = 0; i < bits; ++i) {
-        const std::size_t bit = r * bits + i;
-        value |= read_bits(zero->data.data() + (bit / 32 * blocks + b) * 4, bit % 32, 1) << i;
-      }
-      s.zero_point.set_raw(block, 0, value);
-    }
-  return w;
-}
-
-}  // namespace detail
-
-/// Reads weight `name` ("….weight") if it is stored in one of these layouts. `find(name)` gives a safetensor or null. Nothing where the
-/// tensor is not quantised or not there.
-template <class Find>
-std::optional<result<packed_matrix>> read_checkpoint(const Find& find, const std::string& name) {
-  for (const format_spec* s : {&spec_of<nf4>, &spec_of<fp4>})
-    if (const safetensor* state = find(name + ".quant_state.bitsandbytes__" + std::string(s->name))) return detail::read_bitsandbytes(find, name, *s, *state);
-  if (const safetensor* packed = find(detail::module_of(name) + ".weight_packed")) return detail::read_compressed(find, detail::module_of(name), *packed);
+/// The layout of that name, or nothing. "bitsandbytes-nested" is bnb_4bit_use_double_quant.
+inline std::optional<checkpoint_layout> find_layout(std::string_view name) noexcept {
+  if (name == "bitsandbytes") return checkpoint_layout{"bitsandbytes", nullptr, false};
+  if (name == "bitsandbytes-nested") return checkpoint_layout{"bitsandbytes-nested", nullptr, true};
+  if (const checkpoint_family* f = find_family(name)) return checkpoint_layout{f->name, f, false};
   return std::nullopt;
 }
 
-/// The `quantization_config` that loaders look for in config.json, as JSON text; `modules` are those left unquantised.
-inline std::string quantization_config(const format_spec& s, const std::vector<std::string>& modules_not_quantised) {
+/// All layouts' names.
+inline std::vector<std::string_view> layout_names() {
+  std::vector<std::string_view> names{"bitsandbytes", "bitsandbytes-nested", bitsandbytes_int8.name};
+  for (const checkpoint_family& f : checkpoint_families) names.push_back(f.name);
+  return names;
+}
+
+/// The layout that a format is saved in where none is named: bitsandbytes or compressed-tensors; nothing where neither has it.
+inline std::optional<checkpoint_layout> layout_for_format(const format_spec& s, std::size_t cols) noexcept {
+  if (detail::bitsandbytes_base(s) != nullptr) return cols % s.block == 0 ? find_layout("bitsandbytes") : std::nullopt;
+  return is_plain_uniform(s) ? find_layout("compressed-tensors") : std::nullopt;
+}
+
+/// The tensors of weight `module` (without ".weight") in a layout. With `w.data` null, their declarations only. Fails (unsupported) where
+/// the layout cannot hold the weight.
+inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& module, const packed_view& w, const checkpoint_layout& layout) {
+  return layout.family != nullptr ? checkpoint_parts(module, w, *layout.family) : bitsandbytes_parts(module, w, layout.nested);
+}
+
+/// What a model's configuration says about its quantised weights.
+struct quantisation_config {
+  std::string method;                            ///< quant_method, or empty
+  const checkpoint_family* family = nullptr;     ///< where the configuration decides between those of a method
+  checkpoint_hints hints;
+};
+
+/// Reads `quantization_config`. Fails (unsupported) for a method or version that is not read.
+inline result<quantisation_config> read_quantisation_config(const nlohmann::ordered_json& j) {
+  quantisation_config c;
+  if (j.is_null()) return c;
+  const auto text = [](const nlohmann::ordered_json& o, const char* key) { return o.is_object() && o.contains(key) && o[key].is_string() ? o[key].get<std::string>() : std::string(); };
+  const auto number = [](const nlohmann::ordered_json& o, const char* key) { return o.is_object() && o.contains(key) ? detail::json_size(o[key]).value_or(0) : 0; };
+  const auto either = [&](const char* a, const char* b) { return text(j, a).empty() ? text(j, b) : text(j, a); };
+  if (!j.is_object()) return failure{errc::malformed, "quantization_config is not an object"};
+  c.method = either("quant_method", "method");
+  c.hints.bits = static_cast<unsigned>(std::min<std::uint64_t>(std::max(number(j, "bits"), number(j, "w_bit")), 64));
+  c.hints.group = static_cast<std::size_t>(std::max(number(j, "group_size"), number(j, "q_group_size")));
+  if (j.contains("sym") && j["sym"].is_boolean()) c.hints.symmetric = j["sym"].get<bool>();
+  if (c.method == "gptq") {
+    const std::string format = either("checkpoint_format", "format");
+    c.family = find_family(format.empty() ? "gptq" : format);
+    if (c.family == nullptr || c.family->method != "gptq") return failure{errc::unsupported, "checkpoints of GPTQ format \"" + format + "\" are not read"};
+  } else if (c.method == "awq") {
+    std::string version = text(j, "version");
+    for (char& ch : version) ch = static_cast<char>(ch >= 'A' && ch <= 'Z' ? ch - 'A' + 'a' : ch);
+    if (version.empty() || version == "gemm") c.family = find_family("awq");
+    else if (version == "gemv") c.family = find_family("awq_gemv");
+    else if (version == "gemv_fast" || version == "llm-awq") c.family = find_family("awq_gemv_fast");
+    else return failure{errc::unsupported, "checkpoints of AWQ version \"" + version + "\" are not read"};
+  } else if (c.method == "compressed-tensors" && j.contains("config_groups") && j["config_groups"].is_object() && j["config_groups"].size() == 1) {
+    const auto& group = *j["config_groups"].begin();
+    if (group.is_object() && group.contains("weights") && group["weights"].is_object()) {
+      const auto& w = group["weights"];
+      c.hints.bits = static_cast<unsigned>(std::min<std::uint64_t>(number(w, "num_bits"), 64));
+      c.hints.group = static_cast<std::size_t>(number(w, "group_size"));
+      if (w.contains("symmetric") && w["symmetric"].is_boolean()) c.hints.symmetric = w["symmetric"].get<bool>();
+    }
+  } else if (!c.method.empty() && c.method != "compressed-tensors" && c.method != "bitsandbytes" && c.method != "modelopt" && c.method != "mxfp4") {
+    return failure{errc::unsupported, "checkpoints of quant_method \"" + c.method + "\" are not read"};
+  }
+  return c;
+}
+
+/// The module of a tensor that holds a weight's codes in some layout ("p.qweight", "p.weight_packed", "p.weight": p), or nothing for one
+/// that only belongs to such a weight.
+inline std::optional<std::string> module_with_codes(std::string_view tensor) {
+  const auto strip = [&](std::string_view suffix) -> std::optional<std::string> {
+    if (tensor.size() <= suffix.size() || !tensor.ends_with(suffix)) return std::nullopt;
+    return std::string(tensor.substr(0, tensor.size() - suffix.size()));
+  };
+  for (const checkpoint_family& f : checkpoint_families)
+    if (auto module = strip(f.codes.suffix)) return module;
+  return std::nullopt;
+}
+
+/// Whether a tensor only belongs to a quantised weight, which is found by its codes.
+inline bool is_checkpoint_part(std::string_view tensor) {
+  const auto ends = [&](std::string_view suffix) { return !suffix.empty() && tensor.ends_with(suffix); };
+  for (const checkpoint_family& f : checkpoint_families)
+    if (ends(f.zeros.suffix) || ends(f.scales) || ends(f.index) || ends(f.shape) || ends(f.factor)) return true;
+  for (const std::string_view suffix : {bitsandbytes_int8.scales, bitsandbytes_int8.marker, std::string_view(".absmax"), std::string_view(".quant_map"),
+                                        std::string_view(".nested_absmax"), std::string_view(".nested_quant_map"), std::string_view(".input_scale"),
+                                        std::string_view(".input_global_scale")})
+    if (ends(suffix)) return true;
+  return tensor.find(".quant_state.") != tensor.npos;
+}
+
+/// Finds weight `module` (without ".weight") in whatever layout it is stored, the configuration's where that says; checks that its tensors
+/// fit together. Nothing where it is not quantised or not there.
+template <class Find>
+std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std::string& module, const quantisation_config& config = {}) {
+  if (auto w = find_bitsandbytes(find, module)) return w;
+  if (find(module + std::string(bitsandbytes_int8.scales)) != nullptr) return find_weight(find, module, bitsandbytes_int8, config.hints);
+  // The stated width is tried in every family before other widths are: 7 bits padded to words look like 8 bits that are not.
+  std::optional<result<checkpoint_weight>> first;
+  for (std::size_t i = config.hints.bits != 0 ? 0 : checkpoint_families.size(); i < 2 * checkpoint_families.size(); ++i) {
+    const checkpoint_family& f = checkpoint_families[i % checkpoint_families.size()];
+    checkpoint_hints hints = config.hints;
+    hints.no_other_width = i < checkpoint_families.size();
+    if (config.family != nullptr ? config.family != &f : !config.method.empty() && config.method != f.method) continue;
+    const safetensor* const codes = find(module + std::string(f.codes.suffix));
+    if (codes == nullptr || codes->dtype != f.codes.dtype) continue;
+    auto w = find_weight(find, module, f, hints);
+    if (w && w->ok()) return w;
+    if (w && !first) first = std::move(w);
+  }
+  return first;
+}
+
+/// The `quantization_config` that loaders look for in config.json, as JSON text. `s` is the format of the matrices; `act_order` says that
+/// some have their columns in another order, `modules_not_quantised` which stay floats.
+inline std::string quantization_config(const checkpoint_layout& layout, const format_spec& s, std::size_t cols, bool act_order,
+                                       const std::vector<std::string>& modules_not_quantised) {
+  const std::string_view name = layout.name;
+  const unsigned bits = s.codes.bits();
+  const bool symmetric = !s.zero_point.present();
+  const auto group = static_cast<std::int64_t>(s.block >= cols ? -1 : static_cast<std::int64_t>(s.block));
   nlohmann::ordered_json c;
-  if (detail::is_bitsandbytes(s)) {
-    c = {{"quant_method", "bitsandbytes"},         {"load_in_4bit", true},   {"load_in_8bit", false},
-         {"bnb_4bit_quant_type", s.name},          {"bnb_4bit_use_double_quant", false},
-         {"bnb_4bit_compute_dtype", "float32"},    {"bnb_4bit_quant_storage", "uint8"},
-         {"llm_int8_skip_modules", modules_not_quantised}};
-  } else if (detail::is_dense_uniform(s)) {
-    nlohmann::ordered_json weights = {{"num_bits", s.codes.bits()}, {"type", "int"}, {"symmetric", !s.zero_point.present()},
-                                      {"strategy", "group"}, {"group_size", s.block}, {"dynamic", false}};
-    c = {{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"}, {"quantization_status", "compressed"},
-         {"config_groups", {{"group_0", {{"targets", {"Linear"}}, {"weights", weights}}}}}, {"ignore", modules_not_quantised}};
+  if (layout.family == nullptr || layout.family == &bitsandbytes_int8) {
+    const bool four = layout.family == nullptr;
+    c = {{"quant_method", "bitsandbytes"}, {"load_in_4bit", four}, {"load_in_8bit", !four}, {"llm_int8_threshold", 6.0},
+         {"llm_int8_skip_modules", modules_not_quantised}, {"llm_int8_enable_fp32_cpu_offload", false}, {"llm_int8_has_fp16_weight", false}};
+    if (four) {
+      const format_spec* const base = detail::bitsandbytes_base(s);
+      c["bnb_4bit_quant_type"] = base != nullptr ? base->name : s.name;
+      c["bnb_4bit_use_double_quant"] = layout.nested;
+      c["bnb_4bit_compute_dtype"] = "float32";
+      c["bnb_4bit_quant_storage"] = "uint8";
+    }
+  } else if (layout.family->method == "gptq") {
+    c = {{"quant_method", "gptq"}, {"bits", bits}, {"group_size", group}, {"desc_act", act_order}, {"sym", symmetric}, {"lm_head", false},
+         {"checkpoint_format", name}, {"format", name}, {"method", "gptq"}, {"pack_dtype", "int32"}, {"modules_to_not_convert", modules_not_quantised}};
+  } else if (layout.family->method == "awq") {
+    c = {{"quant_method", "awq"}, {"bits", bits}, {"group_size", group}, {"zero_point", true},
+         {"version", name == "awq" ? "gemm" : name == "awq_gemv" ? "gemv" : "gemv_fast"}, {"modules_to_not_convert", modules_not_quantised}};
+  } else if (layout.family->method == "compressed-tensors") {
+    nlohmann::ordered_json weights = {{"num_bits", bits}, {"type", layout.family->table != nullptr ? "float" : "int"}, {"symmetric", symmetric},
+                                      {"dynamic", false}, {"observer", "minmax"}};
+    if (name == "compressed-tensors-nvfp4") weights["strategy"] = "tensor_group", weights["group_size"] = 16;
+    else if (name == "compressed-tensors-mxfp4") weights["strategy"] = "group", weights["group_size"] = 32;
+    else if (group < 0) weights["strategy"] = "channel";
+    else weights["strategy"] = "group", weights["group_size"] = group;
+    if (act_order) weights["actorder"] = "group";
+    const char* const format = name == "compressed-tensors-int" ? "int-quantized" : name == "compressed-tensors-nvfp4" ? "nvfp4-pack-quantized"
+                               : name == "compressed-tensors-mxfp4" ? "mxfp4-pack-quantized" : "pack-quantized";
+    c = {{"quant_method", "compressed-tensors"}, {"format", format}, {"quantization_status", "compressed"},
+         {"config_groups", {{"group_0", {{"targets", {"Linear"}}, {"weights", weights}, {"input_activations", nullptr}, {"output_activations", nullptr}}}}},
+         {"ignore", modules_not_quantised}, {"kv_cache_scheme", nullptr}};
+  } else {
+    c = {{"quant_method", layout.family->method}, {"modules_to_not_convert", modules_not_quantised}};
+    if (layout.family->method == "modelopt") c["quant_algo"] = "NVFP4", c["ignore"] = modules_not_quantised;
   }
   return c.dump(2);
 }

@@ -2,6 +2,8 @@
 //
 // A ragged last block is stored whole; its padding codes are whatever the quantiser wrote there (lowbit's write zeros). This is what
 // quantisers produce, what readers load and writers save. It does not run fast: panel_matrix does.
+// Columns may be stored in another order than the inputs come in (GPTQ's act-order, where groups hold inputs of like importance), and all
+// values may share a factor (NVFP4's global scale). Who decodes or multiplies sees inputs in their order and the factor applied.
 #pragma once
 
 #include <lowbit/core/aligned_buffer.hpp>
@@ -18,6 +20,8 @@ struct packed_view {
   const format_spec* spec = nullptr;
   std::size_t rows = 0, cols = 0;
   const std::uint8_t* data = nullptr;  ///< rows * spec->row_bytes(cols) bytes
+  const std::uint32_t* inputs = nullptr;  ///< [cols] column j holds the weights of input inputs[j]; null: of input j
+  double factor = 1.0;                    ///< every value is multiplied by it, rounded to float; double so that a divisor survives
 
   [[nodiscard]] std::size_t row_bytes() const noexcept { return spec->row_bytes(cols); }
   [[nodiscard]] const std::uint8_t* row(std::size_t r) const noexcept { return data + r * row_bytes(); }
@@ -42,19 +46,44 @@ class packed_matrix {
   [[nodiscard]] const std::uint8_t* row(std::size_t r) const noexcept { return bytes_.data() + r * row_bytes(); }
   [[nodiscard]] std::span<const std::uint8_t> bytes() const noexcept { return {bytes_.data(), bytes_.size()}; }
   [[nodiscard]] std::span<std::uint8_t> bytes() noexcept { return {bytes_.data(), bytes_.size()}; }
-  [[nodiscard]] packed_view view() const noexcept { return {spec_, rows_, cols_, bytes_.data()}; }
+  [[nodiscard]] packed_view view() const noexcept { return {spec_, rows_, cols_, bytes_.data(), inputs_.empty() ? nullptr : inputs_.data(), factor_}; }
+
+  /// Which input each column holds; empty for their own order. Expects a permutation of cols().
+  void set_inputs(std::vector<std::uint32_t> inputs) {
+    LOWBIT_EXPECTS(inputs.empty() || inputs.size() == cols_);
+    inputs_ = std::move(inputs);
+  }
+  [[nodiscard]] const std::vector<std::uint32_t>& inputs() const noexcept { return inputs_; }
+  /// What all values are multiplied by.
+  void set_factor(double factor) noexcept { factor_ = factor; }
+  [[nodiscard]] double factor() const noexcept { return factor_; }
 
  private:
   const format_spec* spec_ = nullptr;
   std::size_t rows_ = 0, cols_ = 0;
   aligned_buffer bytes_;
+  std::vector<std::uint32_t> inputs_;
+  double factor_ = 1.0;
 };
+
+/// From a row as it is stored to the inputs' order, with the factor: out[cols]. `stored` and `out` may be the same where nothing moves.
+inline void finish_row(const packed_view& w, const float* stored, float* out) noexcept {
+  const auto factor = static_cast<float>(w.factor);
+  for (std::size_t c = 0; c < w.cols; ++c) {
+    const float v = w.factor == 1.0 ? stored[c] : stored[c] * factor;
+    out[w.inputs != nullptr ? w.inputs[c] : c] = v;
+  }
+}
 
 /// Decodes every weight by the formats' definition (slow and exact). `out` is [rows, cols].
 inline void decode(packed_view w, matrix_view<float> out) {
   LOWBIT_EXPECTS(out.rows == w.rows && out.cols == w.cols);
-  std::vector<float> scratch(w.spec->block);
-  for (std::size_t r = 0; r < w.rows; ++r) decode_row(*w.spec, w.row(r), w.cols, out.row(r), scratch.data());
+  std::vector<float> scratch(w.spec->block), stored(w.inputs != nullptr ? w.cols : 0);
+  for (std::size_t r = 0; r < w.rows; ++r) {
+    float* const row = w.inputs != nullptr ? stored.data() : out.row(r);
+    decode_row(*w.spec, w.row(r), w.cols, row, scratch.data());
+    if (w.inputs != nullptr || w.factor != 1.0) finish_row(w, row, out.row(r));
+  }
 }
 
 }  // namespace lowbit

@@ -21,6 +21,8 @@ class panel_matrix {
     m.layout_ = kernel::layout_of(*w.spec);
     m.rows_ = w.rows;
     m.cols_ = w.cols;
+    if (w.inputs != nullptr) m.inputs_.assign(w.inputs, w.inputs + w.cols);
+    m.factor_ = static_cast<float>(w.factor);
     m.unit_ = &unit;
     m.products_ = unit.find(m.layout_.shape);
     LOWBIT_EXPECTS(m.products_ != nullptr);
@@ -42,6 +44,10 @@ class panel_matrix {
   [[nodiscard]] const kernel::panel_layout& layout() const noexcept { return layout_; }
   [[nodiscard]] const kernel::unit& unit() const noexcept { return *unit_; }
   [[nodiscard]] const kernel::products& products() const noexcept { return *products_; }
+  /// Which input each column holds; empty for their own order. multiply brings activations to that order as it prepares them.
+  [[nodiscard]] const std::vector<std::uint32_t>& inputs() const noexcept { return inputs_; }
+  /// What results are multiplied by.
+  [[nodiscard]] float factor() const noexcept { return factor_; }
 
  private:
   const format_spec* spec_ = nullptr;
@@ -50,13 +56,20 @@ class panel_matrix {
   const kernel::unit* unit_ = nullptr;
   const kernel::products* products_ = nullptr;
   aligned_buffer bytes_;
+  std::vector<std::uint32_t> inputs_;
+  float factor_ = 1.0f;
 };
 
-/// One row of weights as floats, the codec's values bit for bit: an embedding look-up. `out` has cols() elements.
+/// One row of weights as floats, the codec's values bit for bit: an embedding look-up. `out` has cols() elements. Allocates where columns
+/// are not in the order of the inputs.
 inline void read_row(const panel_matrix& w, std::size_t row, float* out) {
   LOWBIT_EXPECTS(row < w.rows());
   const std::size_t panel_bytes = w.layout().panel_bytes(w.cols());
-  w.unit().read_panel_row(w.layout(), w.data() + row / kernel::panel_rows * panel_bytes, row % kernel::panel_rows, w.cols(), out);
+  std::vector<float> stored(w.inputs().empty() ? 0 : w.cols());
+  float* const values = stored.empty() ? out : stored.data();
+  w.unit().read_panel_row(w.layout(), w.data() + row / kernel::panel_rows * panel_bytes, row % kernel::panel_rows, w.cols(), values);
+  if (stored.empty() && w.factor() == 1.0f) return;
+  finish_row({&w.spec(), w.rows(), w.cols(), nullptr, stored.empty() ? nullptr : w.inputs().data(), w.factor()}, values, out);
 }
 
 }  // namespace lowbit

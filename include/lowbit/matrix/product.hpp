@@ -8,6 +8,8 @@
 #include <lowbit/matrix/epilogue.hpp>
 #include <lowbit/matrix/panel_matrix.hpp>
 
+#include <algorithm>
+
 namespace lowbit {
 
 /// How activations enter a product.
@@ -54,17 +56,31 @@ struct operand {
   std::size_t tokens;
   bool exact;
   kernel::activation_buffers buffers;
+  float* ordered = nullptr;  ///< [tokens, cols] x in the order of the columns, where that is not the inputs'
 
   [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(tokens, w->unit().tile_tokens); }
   std::size_t place(std::uint8_t* memory) noexcept {
-    return kernel::place_activations(w->layout(), tokens, x.cols, w->unit().tile_tokens, exact, memory, memory == nullptr ? nullptr : &buffers);
+    const std::size_t own = w->inputs().empty() ? 0 : round_up(tokens * x.cols * sizeof(float), 64);
+    if (own != 0 && memory != nullptr) ordered = reinterpret_cast<float*>(memory);
+    return own + kernel::place_activations(w->layout(), tokens, x.cols, w->unit().tile_tokens, exact, memory == nullptr ? nullptr : memory + own,
+                                           memory == nullptr ? nullptr : &buffers);
   }
   [[nodiscard]] bool serves(const operand& o) const noexcept {
     return x.data == o.x.data && x.stride == o.x.stride && from == o.from && tokens == o.tokens && exact == o.exact && &w->unit() == &o.w->unit() &&
-           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout());
+           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout()) && w->inputs() == o.w->inputs();
   }
   void prepare(std::size_t begin, std::size_t end) const noexcept {
-    const kernel::activation_args a{&w->layout(), x.data, x.stride, from, tokens, x.cols, begin, end, buffers};
+    kernel::activation_args a{&w->layout(), x.data, x.stride, from, tokens, x.cols, begin, end, buffers};
+    if (ordered != nullptr) {
+      const std::size_t last = std::min(end * w->unit().tile_tokens, tokens);
+      for (std::size_t t = begin * w->unit().tile_tokens; t < last; ++t) {
+        const float* const row = x.row(from != nullptr ? from[t] : t);
+        for (std::size_t c = 0; c < x.cols; ++c) ordered[t * x.cols + c] = row[w->inputs()[c]];
+      }
+      a.x = ordered;
+      a.x_stride = x.cols;
+      a.from = nullptr;
+    }
     exact ? w->unit().copy_activations(a) : w->unit().quantise_activations(a);
   }
 };
@@ -109,6 +125,8 @@ struct destination {
     for (std::size_t t = 0; t < tokens; ++t, values += stride) {
       const std::size_t at = d.p->to[token + t];
       float* const out = d.p->y.row(at) + row;
+      if (const float factor = (Gate ? d.p->gate : d.p->w)->factor(); factor != 1.0f)
+        for (std::size_t i = 0; i < rows; ++i) values[i] *= factor;
       if constexpr (Gate) {
         (*d.activation)(values, rows, at, row);
       } else {
@@ -122,7 +140,7 @@ struct destination {
 
   template <bool Gate>
   void run(const panel_matrix& w, const operand& x, std::size_t begin, std::size_t end) const noexcept {
-    const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all();
+    const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all() && p->w->factor() == 1.0f;
     const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.tokens, p->y.data, p->y.stride,
                                   plain ? nullptr : &destination::finish<Gate>, this};
     x.exact ? w.products().exact(a) : w.products().int8(a);

@@ -1,0 +1,253 @@
+// Conversions between kinds of file: the verdict of every tensor, what the new file computes, and what is refused.
+#include "files/convert.hpp"
+#include "text/tokeniser.hpp"
+#include "tiny_model.hpp"
+
+#include <lowbit/quantise/by_id.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <numeric>
+
+using namespace llm;
+
+namespace {
+
+std::vector<float> logits_of(const checkpoint& file, const weight_source& source, thread_pool& threads) {
+  const auto model = build_llama(file, source, threads);
+  REQUIRE_MESSAGE(model.ok(), (model.ok() ? "" : model.error().message));
+  session s{*model, 8, threads, lowbit::precision::exact};
+  const std::vector<int> ids{1, 17, 260, 5, 99, 3};
+  const matrix& logits = s.feed(ids, ids.size());
+  return {logits.row(0), logits.row(0) + logits.rows() * logits.cols()};
+}
+
+/// The largest difference, as a share of the largest value.
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  double difference = 0.0, largest = 0.0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    difference = std::max(difference, static_cast<double>(std::abs(a[i] - b[i])));
+    largest = std::max(largest, static_cast<double>(std::abs(a[i])));
+  }
+  return difference / largest;
+}
+
+checkpoint opened(const std::string& path) {
+  auto c = open_checkpoint(path);
+  REQUIRE_MESSAGE(c.ok(), (c.ok() ? "" : c.error().message));
+  return *std::move(c);
+}
+
+/// Converts a file; gives the verdicts by tensor.
+std::map<std::string, verdict> convert(const std::string& from, const std::string& to, const std::string& target, const char* format, thread_pool& threads) {
+  checkpoint model = opened(from);
+  conversion how{target, {}};
+  if (format != nullptr) how.format = *lowbit::find_format(format);
+  const auto plan = conversion_plan::make(model, how, threads);
+  REQUIRE_MESSAGE(plan.ok(), (plan.ok() ? "" : plan.error().message));
+  const auto bytes = plan->save(to, model, threads, {});
+  REQUIRE_MESSAGE(bytes.ok(), (bytes.ok() ? "" : bytes.error().message));
+  std::map<std::string, verdict> all;
+  for (const verdict& v : plan->verdicts()) all.emplace(v.tensor, v);
+  return all;
+}
+
+constexpr const char* query = "blk.0.attn_q.weight";
+constexpr const char* down = "blk.1.ffn_down.weight";
+
+}  // namespace
+
+TEST_CASE("a model is written in every layout, read again and run, and its floats come back through plain Hugging Face files") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  const std::string original = write_tiny_model(folder);
+  const std::vector<float> reference = logits_of(opened(original), stored, threads);
+  for (const std::string_view target : lowbit::layout_names()) {
+    CAPTURE(std::string{target});
+    if (target == "compressed-tensors-padded") continue;  // the same for four bits
+    const std::string out = folder / std::string{target};
+    const auto verdicts = convert(original, out, std::string{target}, nullptr, threads);
+    CHECK(verdicts.at(query).kind == fidelity::requantised);
+    CHECK(verdicts.at(query).error > 0.0);
+    CHECK(verdicts.at(query).error < 0.2);
+    CHECK(verdicts.at("token_embd.weight").kind == fidelity::exact);
+    const checkpoint again = opened(out);
+    CHECK(again.layout == (target == "bitsandbytes-nested" ? "bitsandbytes" : target));
+    CHECK(again.warnings.empty());
+    const std::vector<float> logits = logits_of(again, stored, threads);
+    CHECK(distance(reference, logits) < 0.7);
+    // Plain floats have the same values.
+    const std::string floats = folder / (std::string{target} + "-floats");
+    for (const auto& [name, v] : convert(out, floats, "hf", nullptr, threads)) {
+      CAPTURE(name);
+      CHECK(v.kind != fidelity::requantised);
+    }
+    CHECK(distance(logits, logits_of(opened(floats), stored, threads)) < 1e-5);
+    // So has the same layout, written from what was read.
+    if (target == "bitsandbytes-nested") continue;
+    for (const auto& [name, v] : convert(out, folder / (std::string{target} + "-2"), std::string{target}, nullptr, threads)) CHECK(v.kind == fidelity::exact);
+    CHECK(read_bytes(out + "/model.safetensors") == read_bytes(folder / (std::string{target} + "-2") + "/model.safetensors"));
+    CHECK(read_bytes(out + "/tokenizer.json") == read_bytes(folder / (std::string{target} + "-2") + "/tokenizer.json"));
+  }
+}
+
+TEST_CASE("what keeps its codes, what needs a wider type, and what is quantised anew") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  const std::string original = write_tiny_model(folder);
+  struct { const char *layout, *format, *target, *to; fidelity kind; bool codes_kept; double error; } const cases[] = {
+      {"gptq", "s4_g64", "gguf", "q4_0", fidelity::exact, true, 0.0},
+      {"gptq_v2", "s8_g32", "gguf", "q8_0", fidelity::exact, true, 0.0},
+      {"gptq", "s3_g32", "gguf", "q4_0", fidelity::wider, false, 0.0},
+      {"gptq_v2", "u4_g64", "gguf", "q5_0", fidelity::wider, false, 0.0},
+      {"awq", "u4_g32", "gguf", "q5_0", fidelity::wider, false, 0.0},
+      {"gptq_v2", "u4_g64", "awq", "u4_g64", fidelity::exact, true, 0.0},
+      {"awq", "u4_g64", "gptq_v2", "u4_g64", fidelity::exact, true, 0.0},
+      {"awq", "u4_g64", "compressed-tensors", "u4_g64", fidelity::exact, true, 0.0},
+      {"compressed-tensors", "s4_g64", "awq_gemv_fast", "s4_g64", fidelity::exact, true, 0.0},
+      {"compressed-tensors", "u3_g32", "gptq_p", "u3_g32", fidelity::exact, true, 0.0},
+      {"compressed-tensors-nvfp4", nullptr, "gguf", "nvfp4", fidelity::exact, true, 0.0},
+      {"modelopt", nullptr, "compressed-tensors-nvfp4", "nvfp4", fidelity::exact, true, 0.0},
+      {"mxfp4", nullptr, "gguf", "mxfp4", fidelity::exact, true, 0.0},
+      {"compressed-tensors-mxfp4", nullptr, "mxfp4", "mxfp4", fidelity::exact, true, 0.0},
+      {"bitsandbytes-int8", nullptr, "gguf", "q8_0", fidelity::requantised, true, 1e-3},
+      {"bitsandbytes", nullptr, "gguf", "q4_0", fidelity::requantised, false, 0.2},
+      {"bitsandbytes", nullptr, "bitsandbytes-nested", "nf4", fidelity::requantised, true, 0.05},
+  };
+  for (const auto& c : cases) {
+    CAPTURE(std::string{c.layout});
+    CAPTURE(std::string{c.target});
+    const std::string from = folder / "from", to = folder / (std::string{c.target} == "gguf" ? "to.gguf" : "to");
+    std::filesystem::remove_all(from);
+    std::filesystem::remove_all(to);
+    convert(original, from, c.layout, c.format, threads);
+    const auto verdicts = convert(from, to, c.target, nullptr, threads);
+    const verdict& v = verdicts.at(down);
+    CHECK(v.kind == c.kind);
+    CHECK(v.codes_kept == c.codes_kept);
+    CHECK(v.error <= c.error);
+    CHECK((c.error == 0.0) == (v.error == 0.0));
+    if (std::string{c.to} != "q4_0" || c.kind != fidelity::requantised) CHECK(v.to == c.to);
+    // Queries and keys change the order of their rows on the way to GGUF.
+    const bool gguf = std::string{c.target} == "gguf";
+    if (gguf && c.kind == fidelity::exact) CHECK(verdicts.at(query).kind == fidelity::permuted);
+    const double d = distance(logits_of(opened(from), stored, threads), logits_of(opened(to), stored, threads));
+    if (c.kind == fidelity::requantised) CHECK(d < 1.0);
+    else CHECK(d < 1e-5);
+  }
+}
+
+TEST_CASE("GGUF to Hugging Face and back keeps every byte of the weights") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  checkpoint model = opened(write_tiny_model(folder));
+  const requantisation how = plan_for(model, *lowbit::find_format("q4_0"), lowbit::method::rtn);
+  REQUIRE(save_model(folder / "a.gguf", model, how.format, [&](const tensor& t) { return requantise(t, how, threads); }).ok());
+  // The embedding of a quantised checkpoint is floats, so only its values come back.
+  for (const char* layout : {"gptq_v2", "compressed-tensors", "awq"}) {
+    const std::string hf = folder / layout, back = folder / (std::string{layout} + ".gguf");
+    const auto there = convert(folder / "a.gguf", hf, layout, nullptr, threads);
+    CHECK(there.at(down).kind == fidelity::exact);
+    CHECK(there.at(query).kind == fidelity::permuted);
+    const auto again = convert(hf, back, "gguf", nullptr, threads);
+    CHECK(again.at(down).to == "q4_0");
+    const checkpoint a = opened(folder / "a.gguf"), b = opened(back);
+    for (const tensor& t : a.tensors) {
+      if (t.name == "token_embd.weight" || t.name == "output.weight") continue;
+      const auto x = t.read(), y = b.find(t.name)->read();
+      REQUIRE((x.ok() && y.ok()));
+      REQUIRE(x->view().size_bytes() == y->view().size_bytes());
+      CHECK(std::memcmp(x->view().data, y->view().data, x->view().size_bytes()) == 0);
+    }
+    const auto words = tokeniser::from(a.words), words_again = tokeniser::from(b.words);
+    REQUIRE((words.ok() && words_again.ok()));
+    CHECK(words->encode("hello there") == words_again->encode("hello there"));
+  }
+}
+
+TEST_CASE("act-order checkpoints run, and a down projection's order is folded into gate and up") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  checkpoint model = opened(write_tiny_model(folder));
+  std::mt19937 random{3};
+  std::map<std::string, std::vector<std::uint32_t>> orders;
+  const lowbit::format_spec& format = lowbit::uniform_format(4, 32, true);
+  // Matrices whose columns are quantised in a random order of the inputs: only down projections, or all.
+  for (const bool all : {false, true}) {
+    orders.clear();
+    const auto order_of = [&](const tensor& t) -> const std::vector<std::uint32_t>* {
+      if (t.is_vector || t.name == "token_embd.weight" || (!all && !t.name.ends_with("ffn_down.weight"))) return nullptr;
+      auto& order = orders[t.name];
+      if (order.empty()) {
+        order.resize(t.cols);
+        std::iota(order.begin(), order.end(), 0u);
+        std::shuffle(order.begin(), order.end(), random);
+      }
+      return &order;
+    };
+    const auto is_float = [](const tensor& t) { return t.is_vector || t.name == "token_embd.weight"; };
+    checkpoint hf = model;
+    hf.config.rope = rope_order::halves;
+    const tensor_forms forms = [&](const tensor& t) {
+      const auto* const order = order_of(t);
+      return lowbit::packed_view{is_float(t) ? &lowbit::spec_of<lowbit::f32> : &format, t.rows, t.cols, nullptr, order != nullptr ? order->data() : nullptr};
+    };
+    const weight_source source = [&](const tensor& t) -> lowbit::result<weights> {
+      auto w = t.read();
+      if (!w || is_float(t)) return w;
+      std::vector<float> values(t.rows * t.cols), moved(t.rows * t.cols);
+      lowbit::decode(w->view(), {values.data(), t.rows, t.cols});
+      const auto* const order = order_of(t);
+      for (std::size_t r = 0; r < t.rows; ++r)
+        for (std::size_t c = 0; c < t.cols; ++c) moved[r * t.cols + c] = values[r * t.cols + (order != nullptr ? (*order)[c] : c)];
+      auto packed = lowbit::quantise(*lowbit::find_format("s4_g32"), lowbit::method::rtn, {moved.data(), t.rows, t.cols}, threads);
+      if (!packed) return packed.error();
+      if (order != nullptr) packed->set_inputs(*order);
+      return weights{*std::move(packed)};
+    };
+    const std::string path = folder / (all ? "all" : "down");
+    const auto bytes = save_hf(path, hf, forms, lowbit::find_layout("gptq"), source, {});
+    REQUIRE_MESSAGE(bytes.ok(), (bytes.ok() ? "" : bytes.error().message));
+    const checkpoint read = opened(path);
+    const std::vector<float> logits = logits_of(read, stored, threads);
+    CHECK(distance(logits_of(read, as_float32(threads), threads), logits) < 1e-5);
+    CHECK(distance(logits_of(hf, source, threads), logits) < 1e-5);
+
+    const auto same = convert(path, folder / (std::string{"again"} + (all ? "1" : "0")), "gptq_v2", nullptr, threads);
+    for (const auto& [name, v] : same) CHECK(v.kind == fidelity::exact);
+    const auto gguf = convert(path, folder / "act.gguf", "gguf", nullptr, threads);
+    CHECK(gguf.at(down).kind == fidelity::permuted);
+    CHECK(gguf.at("blk.1.ffn_gate.weight").kind == (all ? fidelity::requantised : fidelity::permuted));
+    CHECK(gguf.at(down).to == "q4_0");
+    if (!all) CHECK(distance(logits, logits_of(opened(folder / "act.gguf"), stored, threads)) < 1e-5);
+    std::filesystem::remove(folder / "act.gguf");
+  }
+}
+
+TEST_CASE("a checkpoint with a wrong label is read for what it is, and says so; damaged ones are refused") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  const std::string original = write_tiny_model(folder), gptq = folder / "gptq";
+  convert(original, gptq, "gptq_v2", "s4_g64", threads);
+  const std::vector<float> logits = logits_of(opened(gptq), stored, threads);
+  std::string config = read_bytes(gptq + "/config.json");
+  for (std::size_t at; (at = config.find("gptq_v2")) != std::string::npos;) config.replace(at, 7, "gptq");
+  write_bytes(gptq + "/config.json", config);
+  const checkpoint mislabelled = opened(gptq);
+  REQUIRE(!mislabelled.warnings.empty());
+  CHECK(mislabelled.warnings[0].find("labelled gptq") != std::string::npos);
+  CHECK(logits_of(mislabelled, stored, threads) == logits);
+
+  std::string file = read_bytes(gptq + "/model.safetensors");
+  const std::size_t at = file.find("q_proj.qzeros");
+  file.replace(at, 13, "q_proj.qzerox");
+  write_bytes(gptq + "/model.safetensors", file);
+  const auto broken = open_checkpoint(gptq);
+  REQUIRE(!broken.ok());
+  CHECK(broken.error().message.find("qzero") != std::string::npos);
+}

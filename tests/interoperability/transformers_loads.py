@@ -1,0 +1,41 @@
+"""transformers: loads lowbit's plain, bitsandbytes and compressed-tensors folders on the CPU; logits agree with lowbit's perplexity."""
+import json
+import math
+import pathlib
+
+from common import Folder, arguments, float_model, lowbit, tool
+
+torch = tool("torch")
+transformers = tool("transformers")
+executable, model = arguments()
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\nFirst Citizen:\nYou are all resolved rather to die than to famish?\n"
+
+
+def perplexity(folder):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    net = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    ids = torch.tensor([tokenizer(TEXT, add_special_tokens=False)["input_ids"]])
+    bos = json.loads((pathlib.Path(folder) / "config.json").read_text())["bos_token_id"]
+    ids = torch.cat([torch.tensor([[bos]]), ids], 1)
+    with torch.no_grad():
+        logits = net(ids).logits[0, :-1].double().log_softmax(-1)
+    return math.exp(-logits.gather(1, ids[0, 1:, None]).mean().item())
+
+
+with Folder() as folder:
+    source = float_model(executable, model, folder)
+    (folder / "text.txt").write_text(TEXT)
+    ran = []
+    for layout, form in (("hf", None), ("bitsandbytes", "nf4"), ("bitsandbytes-nested", "nf4"), ("compressed-tensors", "s4_g128")):
+        out = folder / layout
+        lowbit(executable, "convert", source, out, "--to", layout, *(["--format", form] if form else []))
+        try:
+            theirs = perplexity(out)
+        except ImportError as error:
+            print(f"not run: {layout} ({str(error).splitlines()[0]})")
+            continue
+        ours = json.loads(lowbit(executable, "evaluate", out, "--text", folder / "text.txt", "--exact", "--json"))["perplexity"]
+        if not abs(theirs - ours) < 1e-3 * ours:
+            raise SystemExit(f"{layout}: transformers has perplexity {theirs}, lowbit {ours}")
+        ran.append(layout)
+print(f"transformers {transformers.__version__} with torch {torch.__version__}: {', '.join(ran)}")
