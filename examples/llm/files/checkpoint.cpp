@@ -38,13 +38,17 @@ lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rop
 }
 
 lowbit::status check_finite(std::string_view name, lowbit::packed_view w, thread_pool& threads) {
-  const lowbit::format_spec& s = *w.spec;
+  const lowbit::format_spec &s = *w.spec, &planes = s.planes();
   const std::size_t blocks = s.row_blocks(w.cols);
-  const lowbit::scalar_field first = s.is_float() ? lowbit::scalar_field{s.element, 0} : s.scale;
+  const lowbit::scalar_field first = s.is_float() ? lowbit::scalar_field{s.element, 0} : planes.scale;
   const auto bad_block = [&](std::size_t r) {  // the first of a row, or `blocks`
     const std::uint8_t* block = w.row(r);
-    for (std::size_t b = 0; b < blocks; ++b, block += s.bytes)
-      if (!std::isfinite(lowbit::read_scalar(first, block)) || !std::isfinite(lowbit::read_scalar(s.minimum, block))) return b;
+    std::uint8_t recoded[lowbit::max_recoded_bytes];
+    for (std::size_t b = 0; b < blocks; ++b, block += s.bytes) {
+      if (s.is_recoded()) s.recode.decode(block, recoded);
+      const std::uint8_t* const fields = s.is_recoded() ? recoded : block;
+      if (!std::isfinite(lowbit::read_scalar(first, fields)) || !std::isfinite(lowbit::read_scalar(planes.minimum, fields))) return b;
+    }
     return blocks;
   };
   std::atomic<std::size_t> bad_row{w.rows};

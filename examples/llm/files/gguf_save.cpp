@@ -12,7 +12,7 @@ namespace {
 std::uint32_t file_type(std::string_view format) {
   struct entry { std::string_view name; std::uint32_t type; };
   constexpr entry types[] = {{"f32", 0}, {"f16", 1}, {"q4_0", 2}, {"q4_1", 3}, {"q8_0", 7}, {"q5_0", 8}, {"q5_1", 9}, {"q2_k", 10}, {"q3_k", 11},
-                             {"q4_k", 14}, {"q5_k", 16}, {"q6_k", 18}, {"iq4_nl", 25}, {"iq4_xs", 30}, {"bf16", 32}, {"tq2_0", 37}, {"mxfp4", 38}};
+                             {"q4_k", 14}, {"q5_k", 16}, {"q6_k", 18}, {"iq4_nl", 25}, {"iq4_xs", 30}, {"bf16", 32}, {"tq1_0", 36}, {"tq2_0", 37}, {"mxfp4", 38}};
   for (const entry& e : types)
     if (e.name == format) return e.type;
   return 1024;  // LLAMA_FTYPE_GUESSED

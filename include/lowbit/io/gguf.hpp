@@ -22,28 +22,17 @@ struct gguf_type_info {
 /// The type with that id: lowbit's own formats, and those that it only knows the size of. Nothing for an unknown id.
 constexpr std::optional<gguf_type_info> find_gguf_type(std::uint32_t id) noexcept {
   if (const auto format = find_gguf_format(static_cast<int>(id))) {
-    const format_spec& s = *all_formats::specs[static_cast<std::size_t>(*format)];
+    const format_spec& s = spec_of_id(*format);
     return gguf_type_info{s.name, s.block, s.bytes};
   }
   switch (id) {
     case 9: return gguf_type_info{"q8_1", 32, 36};
     case 15: return gguf_type_info{"q8_k", 256, 292};
-    case 16: return gguf_type_info{"iq2_xxs", 256, 66};
-    case 17: return gguf_type_info{"iq2_xs", 256, 74};
-    case 18: return gguf_type_info{"iq3_xxs", 256, 98};
-    case 19: return gguf_type_info{"iq1_s", 256, 50};
-    case 21: return gguf_type_info{"iq3_s", 256, 110};
-    case 22: return gguf_type_info{"iq2_s", 256, 82};
     case 24: return gguf_type_info{"i8", 1, 1};
     case 25: return gguf_type_info{"i16", 1, 2};
     case 26: return gguf_type_info{"i32", 1, 4};
     case 27: return gguf_type_info{"i64", 1, 8};
     case 28: return gguf_type_info{"f64", 1, 8};
-    case 29: return gguf_type_info{"iq1_m", 256, 56};
-    case 34: return gguf_type_info{"tq1_0", 256, 54};
-    case 40: return gguf_type_info{"nvfp4", 64, 36};
-    case 41: return gguf_type_info{"q1_0", 128, 18};
-    case 42: return gguf_type_info{"q2_0", 64, 18};
     default: return std::nullopt;
   }
 }

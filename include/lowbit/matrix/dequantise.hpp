@@ -16,7 +16,11 @@ void dequantise(packed_view w, matrix_view<float> out, E& executor, const kernel
   const bool streamed = w.rows * w.cols * sizeof(float) >= larger_than_caches && reinterpret_cast<std::uintptr_t>(out.data) % 64 == 0 &&
                         out.stride % 16 == 0;
   for_parts(executor, w.rows, 4, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r) unit.dequantise_row(*w.spec, w.row(r), w.cols, out.row(r), streamed);
+    aligned_buffer recoded(w.spec->is_recoded() ? w.spec->planes().row_bytes(w.cols) : 0);
+    for (std::size_t r = begin; r < end; ++r) {
+      if (w.spec->is_recoded()) recode_row(*w.spec, w.row(r), w.cols, recoded.data());
+      unit.dequantise_row(w.spec->planes(), w.spec->is_recoded() ? recoded.data() : w.row(r), w.cols, out.row(r), streamed);
+    }
   });
 }
 

@@ -18,7 +18,7 @@ class panel_matrix {
   static panel_matrix from(packed_view w, E& executor, const kernel::unit& unit = kernel::best_unit()) {
     panel_matrix m;
     m.spec_ = w.spec;
-    m.layout_ = kernel::layout_of(*w.spec);
+    m.layout_ = kernel::layout_of(w.spec->planes());
     m.rows_ = w.rows;
     m.cols_ = w.cols;
     m.unit_ = &unit;
@@ -29,6 +29,7 @@ class panel_matrix {
     LOWBIT_EXPECTS(m.bytes_.size() == panels * m.layout_.panel_bytes(w.cols));
     for_parts(executor, panels, 1, [&](std::size_t begin, std::size_t end) {
       aligned_buffer scratch(kernel::build_scratch_bytes(m.layout_));
+      if (w.spec->is_recoded()) return m.build_recoded(w, begin, end, scratch.data());
       unit.build_panels({w.spec, &m.layout_, w.data, w.row_bytes(), w.rows, w.cols, begin, end, m.bytes_.data(), scratch.data()});
     });
     return m;
@@ -44,6 +45,18 @@ class panel_matrix {
   [[nodiscard]] const kernel::products& products() const noexcept { return *products_; }
 
  private:
+  /// Panels of a format that is not planes: the rows of one panel at a time are recoded.
+  void build_recoded(packed_view w, std::size_t begin, std::size_t end, std::uint8_t* scratch) {
+    const format_spec& planes = w.spec->planes();
+    const std::size_t row_bytes = planes.row_bytes(w.cols), panel_bytes = layout_.panel_bytes(w.cols);
+    aligned_buffer rows(kernel::panel_rows * row_bytes);
+    for (std::size_t panel = begin; panel < end; ++panel) {
+      const std::size_t first = panel * kernel::panel_rows, count = w.rows - first < kernel::panel_rows ? w.rows - first : kernel::panel_rows;
+      for (std::size_t r = 0; r < count; ++r) recode_row(*w.spec, w.row(first + r), w.cols, rows.data() + r * row_bytes);
+      unit_->build_panels({&planes, &layout_, rows.data(), row_bytes, count, w.cols, 0, 1, bytes_.data() + panel * panel_bytes, scratch});
+    }
+  }
+
   const format_spec* spec_ = nullptr;
   kernel::panel_layout layout_{};
   std::size_t rows_ = 0, cols_ = 0;

@@ -19,10 +19,11 @@ constexpr std::optional<method> find_method(std::string_view name) noexcept {
   return std::nullopt;
 }
 
-/// Quantises a [out, in] matrix; fails on a weight that is not finite, naming its row and column.
+/// Quantises a [out, in] matrix; fails on a weight that is not finite, naming its row and column, and where the format is only read.
 template <executor E>
 result<packed_matrix> quantise(format_id id, method how, matrix_view<const float> weights, E& executor) {
   const format_spec& s = spec_of_id(id);
+  if (!s.is_writable()) return failure{errc::unsupported, "format " + std::string(s.name) + " is only read"};
   if (auto bad = detail::find_non_finite(weights)) return *std::move(bad);
   packed_matrix out(s, weights.rows, weights.cols);
   const uncalibrated none;

@@ -57,6 +57,13 @@ inline void store_floats(const format_spec& s, const float* row, std::size_t col
 /// Rounds every row into `out`. Rows are independent: the same bytes for every executor.
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
 void quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats& stats, packed_matrix& out, E& executor) {
+  if (s.is_recoded()) {
+    packed_matrix planes(s.planes(), w.rows, w.cols);
+    quantise_rows<Fit, Rounding>(s.planes(), w, stats, planes, executor);
+    const std::size_t blocks = w.rows * s.row_blocks(w.cols);
+    for (std::size_t b = 0; b < blocks; ++b) s.recode.encode(planes.bytes().data() + b * s.planes().bytes, out.bytes().data() + b * s.bytes);
+    return;
+  }
   const typename Rounding::template state<Stats> state(stats);
   Eigen::VectorXf importance;
   Eigen::MatrixXf h;
@@ -100,6 +107,7 @@ struct quantiser {
     static_assert(detail::has_all<Stats>(typename Fit::needs{}) && detail::has_all<Stats>(typename Rounding::needs{}) &&
                       (detail::has_all<Stats>(typename T::needs{}) && ...),
                   "lowbit: this quantiser needs calibration statistics that were not given");
+    static_assert(spec_of<F>.is_writable(), "lowbit: this format is only read");
     const matrix_view<const float> given = view(weights);
     if (auto bad = detail::find_non_finite(given)) return *std::move(bad);
     quantised q{packed_matrix(spec_of<F>, given.rows, given.cols), {}};
