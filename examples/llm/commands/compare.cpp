@@ -139,7 +139,10 @@ class comparison {
     r.quantise_seconds = seconds_since(began);
     r.bits_per_weight = 8.0 * static_cast<double>(stored_bytes) / static_cast<double>(parameters_);
 
-    const weight_source in_memory = [&](const tensor& t) -> lowbit::result<weights> { return weights{quantised.at(t.name).view()}; };
+    const weight_source in_memory = [&](const tensor& t) -> lowbit::result<weights> {
+      const lowbit::packed_view all = quantised.at(t.name).view();
+      return weights{lowbit::packed_view{all.spec, t.rows, all.cols, all.row(t.first_row)}};
+    };
     if (!r.save_as.empty()) {
       const temporary_path path;
       const auto bytes = save_model(path.string(), model, format, in_memory);

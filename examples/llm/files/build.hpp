@@ -6,7 +6,7 @@
 
 namespace llm {
 
-/// Gives the weights of a tensor: as stored, or changed on the way.
+/// Gives the weights of a tensor, or of the rows that it stands for: as stored, or changed on the way.
 using weight_source = std::function<lowbit::result<weights>(const tensor&)>;
 
 /// The weights as the file has them.

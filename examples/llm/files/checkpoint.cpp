@@ -16,6 +16,21 @@ tensor mapped_tensor(std::string name, bool is_vector, lowbit::packed_view view,
   return t;
 }
 
+std::vector<tensor> parts_of(const tensor& t, std::size_t most) {
+  const std::size_t step = t.cols == 0 ? t.rows : std::max<std::size_t>(1, most / t.cols);
+  if (!t.read_rows || t.rows <= step) return {t};
+  std::vector<tensor> parts;
+  for (std::size_t first = 0; first < t.rows; first += step) {
+    tensor& part = parts.emplace_back(t);
+    part.first_row = first;
+    part.rows = std::min(step, t.rows - first);
+    part.bytes = part.rows * t.spec->row_bytes(t.cols);
+    part.read = [read = t.read_rows, first, count = part.rows] { return read(first, count); };
+    part.read_rows = {};
+  }
+  return parts;
+}
+
 lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path) {
   std::error_code ignored;
   const std::filesystem::path p{path};

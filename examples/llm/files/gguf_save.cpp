@@ -1,4 +1,5 @@
 // GGUF files for llama.cpp: metadata made from the configuration and the vocabulary, or taken over from a GGUF source.
+#include "names.hpp"
 #include "save_formats.hpp"
 
 #include <lowbit/io/gguf_writer.hpp>
@@ -7,6 +8,9 @@
 
 namespace llm {
 namespace {
+
+// Weights that are in memory at once, as floats and quantised: a tensor that has more is written in runs of rows.
+constexpr std::size_t most_weights = std::size_t{16} << 20;
 
 // llama.cpp's general.file_type, which says what most tensors are (llama.h, enum llama_ftype).
 std::uint32_t file_type(std::string_view format) {
@@ -95,12 +99,16 @@ lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint&
     if (auto s = writer->append({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()}); !s) return std::move(s).error();
   }
   for (const tensor& t : model.tensors) {
-    if (progress) progress(done, total);
-    auto w = source(t);
-    if (!w) return std::move(w).error();
-    if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
+    // Queries and keys stay whole: their rows may change places, within heads.
+    for (const tensor& part : is_query(t.name) || is_key(t.name) ? std::vector{t} : parts_of(t, most_weights)) {
+      if (progress) progress(done, total);
+      auto w = source(part);
+      if (!w && part.first_row != 0) return lowbit::failure{w.error().kind, w.error().message + ", counting rows from " + std::to_string(part.first_row)};
+      if (!w) return std::move(w).error();
+      if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
+      done += part.bytes;
+    }
     if (t.forget) t.forget();
-    done += t.bytes;
   }
   const std::size_t bytes = writer->written();
   if (auto s = writer->commit(); !s) return std::move(s).error();

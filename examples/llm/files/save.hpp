@@ -1,4 +1,5 @@
-// Writing a model in another format, tensor by tensor: no more than one tensor is in memory, and the file only appears when it is whole.
+// Writing a model in another format, tensor by tensor: no more than one is in memory, of large ones only some rows where the file can be read
+// so (GGUF), and the file only appears when it is whole.
 #pragma once
 
 #include "requantise.hpp"
