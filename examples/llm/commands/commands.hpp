@@ -21,6 +21,7 @@ struct common_options {
 using action = std::function<lowbit::status()>;
 
 void add_inspect(CLI::App& app, const common_options& common, action& chosen);
+void add_verify(CLI::App& app, const common_options& common, action& chosen);
 void add_quantise(CLI::App& app, const common_options& common, action& chosen);
 void add_evaluate(CLI::App& app, const common_options& common, action& chosen);
 void add_generate(CLI::App& app, const common_options& common, action& chosen);
