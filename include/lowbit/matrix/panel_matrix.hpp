@@ -7,7 +7,7 @@
 
 namespace lowbit {
 
-/// A [rows, cols] matrix as panels. Movable; empty when default-constructed.
+/// A [rows, cols] matrix as panels, which it owns or views. Movable; empty when default-constructed.
 class panel_matrix {
  public:
   panel_matrix() = default;
@@ -16,17 +16,10 @@ class panel_matrix {
   /// uniform format. For other shapes of a user's own, compile a unit with them and pass it.
   template <executor E>
   static panel_matrix from(packed_view w, E& executor, const kernel::unit& unit = kernel::best_unit()) {
-    panel_matrix m;
-    m.spec_ = w.spec;
-    m.layout_ = kernel::layout_of(w.spec->planes());
-    m.rows_ = w.rows;
-    m.cols_ = w.cols;
-    m.unit_ = &unit;
-    m.products_ = unit.find(m.layout_.shape);
-    LOWBIT_EXPECTS(m.products_ != nullptr);
+    panel_matrix m(*w.spec, w.rows, w.cols, unit);
     const std::size_t panels = kernel::panel_count(w.rows);
-    m.bytes_ = aligned_buffer(panels * m.layout_.panel_bytes(w.cols));
-    LOWBIT_EXPECTS(m.bytes_.size() == panels * m.layout_.panel_bytes(w.cols));
+    m.bytes_ = aligned_buffer(m.size_bytes());
+    LOWBIT_EXPECTS(m.bytes_.size() == m.size_bytes());
     for_parts(executor, panels, 1, [&](std::size_t begin, std::size_t end) {
       aligned_buffer scratch(kernel::build_scratch_bytes(m.layout_));
       if (w.spec->is_recoded()) return m.build_recoded(w, begin, end, scratch.data());
@@ -35,16 +28,36 @@ class panel_matrix {
     return m;
   }
 
+  /// Panels that somebody else owns, and that outlive the matrix: what data() of another one had, perhaps on another machine. Expects
+  /// size_of(spec, rows, cols) bytes, aligned to 64.
+  static panel_matrix over(const format_spec& spec, std::size_t rows, std::size_t cols, std::span<const std::uint8_t> panels,
+                           const kernel::unit& unit = kernel::best_unit()) {
+    panel_matrix m(spec, rows, cols, unit);
+    LOWBIT_EXPECTS(panels.size() == m.size_bytes() && reinterpret_cast<std::uintptr_t>(panels.data()) % 64 == 0);
+    m.foreign_ = panels.data();
+    return m;
+  }
+
+  /// Bytes of the panels of a [rows, cols] matrix in a format.
+  static std::size_t size_of(const format_spec& spec, std::size_t rows, std::size_t cols) noexcept {
+    return kernel::panel_count(rows) * kernel::layout_of(spec.planes()).panel_bytes(cols);
+  }
+
   [[nodiscard]] const format_spec& spec() const noexcept { return *spec_; }
   [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
   [[nodiscard]] std::size_t cols() const noexcept { return cols_; }
-  [[nodiscard]] std::size_t size_bytes() const noexcept { return bytes_.size(); }
-  [[nodiscard]] const std::uint8_t* data() const noexcept { return bytes_.data(); }
+  [[nodiscard]] std::size_t size_bytes() const noexcept { return spec_ == nullptr ? 0 : kernel::panel_count(rows_) * layout_.panel_bytes(cols_); }
+  [[nodiscard]] const std::uint8_t* data() const noexcept { return foreign_ != nullptr ? foreign_ : bytes_.data(); }
   [[nodiscard]] const kernel::panel_layout& layout() const noexcept { return layout_; }
   [[nodiscard]] const kernel::unit& unit() const noexcept { return *unit_; }
   [[nodiscard]] const kernel::products& products() const noexcept { return *products_; }
 
  private:
+  panel_matrix(const format_spec& spec, std::size_t rows, std::size_t cols, const kernel::unit& unit)
+      : spec_(&spec), layout_(kernel::layout_of(spec.planes())), rows_(rows), cols_(cols), unit_(&unit), products_(unit.find(layout_.shape)) {
+    LOWBIT_EXPECTS(products_ != nullptr);
+  }
+
   /// Panels of a format that is not planes: the rows of one panel at a time are recoded.
   void build_recoded(packed_view w, std::size_t begin, std::size_t end, std::uint8_t* scratch) {
     const format_spec& planes = w.spec->planes();
@@ -63,6 +76,7 @@ class panel_matrix {
   const kernel::unit* unit_ = nullptr;
   const kernel::products* products_ = nullptr;
   aligned_buffer bytes_;
+  const std::uint8_t* foreign_ = nullptr;  // instead of bytes_
 };
 
 /// One row of weights as floats, the codec's values bit for bit: an embedding look-up. `out` has cols() elements.
