@@ -87,6 +87,35 @@ TEST_CASE("verify hashes good files and names what is wrong with bad ones") {
   check_refused("verify " + model, {"tiny.bin", "not a GGUF file"});
 }
 
+TEST_CASE("a cache of panels is made, used, and made again when the model changes") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), gguf = folder / "m.gguf", cache = folder / "m.gguf.panels";
+  REQUIRE(run("quantise " + model + " " + gguf + " --format q4_0").code == 0);
+  const std::string generate = "generate --temperature 0 -n 20 --prompt abc " + gguf;
+  const auto text = [&](const std::string& arguments) {
+    const outcome o = run(arguments + " --json");
+    REQUIRE(o.code == 0);
+    return nlohmann::json::parse(o.out)["text"].get<std::string>();
+  };
+  const std::string expected = text(generate);
+  CHECK(!std::filesystem::exists(cache));
+  CHECK(text(generate + " --cache") == expected);
+  REQUIRE(std::filesystem::exists(cache));
+  // The second start takes the panels from the cache: with other panels in it, the model says something else.
+  const std::string good = read_bytes(cache);
+  std::string other = good;
+  for (std::size_t i = other.size() / 2; i < other.size(); i += 3) other[i] = static_cast<char>(other[i] ^ 0x15);
+  write_bytes(cache, other);
+  CHECK(text(generate + " --cache") != expected);
+  write_bytes(cache, good.substr(0, good.size() / 2));  // cut: not used, written anew
+  CHECK(text(generate + " --cache") == expected);
+  CHECK(read_bytes(cache) == good);
+  REQUIRE(run("quantise " + model + " " + gguf + " --format q8_0").code == 0);
+  const std::string changed = text(generate);
+  CHECK(text(generate + " --cache") == changed);
+  CHECK(read_bytes(cache) != good);
+}
+
 TEST_CASE("bad input gets one line and exit code 2") {
   const temporary_folder folder;
   const std::string model = write_tiny_model(folder), text = folder / "text.txt";

@@ -106,7 +106,7 @@ layer = [("token_embd.weight", [4, 11], 0), ("output_norm.weight", [4], 0), ("bl
          ("blk.0.ffn_gate.weight", [4, 6], 0), ("blk.0.ffn_up.weight", [4, 6], 0), ("blk.0.ffn_down.weight", [6, 4], 0)]
 save("gguf_model", "sentencepiece", gguf(model_keys + sentence, layer))
 save("gguf_model", "byte_level", gguf(model_keys + bytes_, layer + [("rope_freqs.weight", [1], 0)]))
-save("gguf_model", "lattices", gguf(model_keys + sentence, [("token_embd.weight", [256, 11], 17), ("blk.0.attn_q.weight", [256, 2], 19)]))
+save("gguf_model", "bad_missing_tensors", gguf(model_keys + sentence, [("token_embd.weight", [256, 11], 17), ("blk.0.attn_q.weight", [256, 2], 19)]))
 save("gguf_model", "bad_no_tokens", gguf(model_keys + sentence[:1], layer))
 save("gguf_model", "bad_scores", gguf(model_keys + sentence[:3] + [array("tokenizer.ggml.scores", 6, [0.0])], layer))
 save("gguf_model", "bad_token_type", gguf(model_keys + sentence[:2] + [array("tokenizer.ggml.token_type", 5, [7] * 11)], layer))
@@ -169,8 +169,8 @@ save("hf_config", "rope_parameters", json.dumps({**config, "rope_parameters": {"
 for name, change in {"heads_0": {"num_attention_heads": 0}, "heads_text": {"num_attention_heads": "2"}, "hidden_huge": {"hidden_size": 1 << 63},
                      "hidden_negative": {"hidden_size": -4}, "layers_float": {"num_hidden_layers": 1e300}, "type": {"model_type": "gpt2"},
                      "epsilon": {"rms_norm_eps": "x"}, "scaling": {"rope_scaling": {"rope_type": "yarn"}}, "scaling_kind": {"rope_scaling": 3},
-                     "llama3_missing": {"rope_scaling": {"rope_type": "llama3"}}, "llama3_zero": {"rope_scaling": {**llama3, "low_freq_factor": 0}},
-                     "head_dim": {"head_dim": 1 << 24}}.items():
+                     "llama3_missing": {"rope_scaling": {"rope_type": "llama3"}}, "llama3_negative": {"rope_scaling": {**llama3, "factor": -8}},
+                     "head_dim": {"head_dim": 1 << 25}}.items():
     save("hf_config", "bad_" + name, json.dumps({**config, **change}))
 save("hf_config", "bad_deep", '{"a":' + "[" * 3000)
 save("hf_config", "bad_kind", "[]")

@@ -14,12 +14,16 @@ namespace llm {
 struct loaded_model {
   checkpoint file;
   tokeniser words;
+  std::unique_ptr<lowbit::panel_cache> panels;  // which the model's matrices may be views of
   std::unique_ptr<llama> model;
 };
 
 /// Opens and builds; `source` decides what the weights become.
 lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
-                                        const weight_source& source = stored);
+                                        const weight_source& source);
+/// The weights as stored. With `common.cache`, panels come from MODEL.panels (in a folder: model.panels) where that was made from these
+/// files as they are now; otherwise they are built and written there. That nothing can be written is said, and no failure.
+lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads);
 
 /// A text file, checked to be UTF-8.
 lowbit::result<std::string> read_text(const std::string& path);

@@ -14,6 +14,7 @@ namespace {
 
 struct options {
   std::string in, out, format, method = "rtn";
+  std::size_t part_bytes = 0;
 };
 
 // The most memory this process has had, in bytes.
@@ -36,7 +37,7 @@ lowbit::status run(const options& o, const common_options& common) {
   thread_pool threads{common.threads};
   const requantisation how = plan_for(*model, *format, *method);
   progress bar{"quantising"};
-  const auto bytes = save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
+  const auto bytes = save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar), o.part_bytes);
   bar.clear();
   if (!bytes) return bytes.error();
 
@@ -73,6 +74,7 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
   c->add_option("--format", o->format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ...")->required();
   c->add_option("--method", o->method, "rtn: each format's reference; mse: a search for the scale with the least squared error")->capture_default_str();
+  c->add_option("--split", o->part_bytes, "Write GGUF as several files OUT-00001-of-….gguf with at most so many bytes of tensors (2G)")->transform(CLI::AsSizeValue(false));
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

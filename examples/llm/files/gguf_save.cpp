@@ -72,32 +72,17 @@ lowbit::gguf_metadata metadata_of(const checkpoint& model) {
   return m;
 }
 
-}  // namespace
-
-lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, lowbit::format_id format,
-                                      const weight_source& source, const save_progress& progress) {
-  lowbit::gguf_metadata metadata = metadata_of(model);
-  metadata.set("general.file_type", file_type(lowbit::spec_of_id(format).name));
-  metadata.set("general.quantization_version", std::uint32_t{2});
-  std::vector<lowbit::gguf_tensor> shapes;
-  const auto declare = [&](const std::string& name, lowbit::format_id id, std::size_t rows, std::size_t cols, bool is_vector) {
-    lowbit::gguf_tensor t{name, static_cast<std::uint32_t>(lowbit::spec_of_id(id).gguf), {cols}, {}};
-    if (!is_vector) t.dims.push_back(rows);
-    shapes.push_back(std::move(t));
-  };
-  const std::vector<float>& divisors = model.config.rope_divisors;
-  if (!divisors.empty()) declare("rope_freqs.weight", lowbit::id_of<lowbit::f32>(), 1, divisors.size(), true);
-  std::size_t done = 0, total = 0;
-  for (const tensor& t : model.tensors) {
-    declare(t.name, target_format(t, format), t.rows, t.cols, t.is_vector);
-    total += t.bytes;
-  }
-  auto writer = lowbit::gguf_writer::create(path, metadata, shapes);
+/// Every tensor's bytes, in the order of their declarations, and the files made to appear. Returns the bytes written.
+template <class Writer>
+lowbit::result<std::size_t> write_tensors(lowbit::result<Writer> writer, const checkpoint& model, const weight_source& source,
+                                          const save_progress& progress) {
   if (!writer) return std::move(writer).error();
-  if (!divisors.empty()) {
+  if (const std::vector<float>& divisors = model.config.rope_divisors; !divisors.empty()) {
     const auto bytes = std::as_bytes(std::span{divisors});
     if (auto s = writer->append({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()}); !s) return std::move(s).error();
   }
+  std::size_t done = 0, total = 0;
+  for (const tensor& t : model.tensors) total += t.bytes;
   for (const tensor& t : model.tensors) {
     // Queries and keys stay whole: their rows may change places, within heads.
     for (const tensor& part : is_query(t.name) || is_key(t.name) ? std::vector{t} : parts_of(t, most_weights)) {
@@ -113,6 +98,27 @@ lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint&
   const std::size_t bytes = writer->written();
   if (auto s = writer->commit(); !s) return std::move(s).error();
   return bytes;
+}
+
+}  // namespace
+
+lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, lowbit::format_id format,
+                                      const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
+  lowbit::gguf_metadata metadata = metadata_of(model);
+  metadata.set("general.file_type", file_type(lowbit::spec_of_id(format).name));
+  metadata.set("general.quantization_version", std::uint32_t{2});
+  std::vector<lowbit::gguf_tensor> shapes;
+  const auto declare = [&](const std::string& name, lowbit::format_id id, std::size_t rows, std::size_t cols, bool is_vector) {
+    lowbit::gguf_tensor t{name, static_cast<std::uint32_t>(lowbit::spec_of_id(id).gguf), {cols}, {}};
+    if (!is_vector) t.dims.push_back(rows);
+    shapes.push_back(std::move(t));
+  };
+  const std::vector<float>& divisors = model.config.rope_divisors;
+  if (!divisors.empty()) declare("rope_freqs.weight", lowbit::id_of<lowbit::f32>(), 1, divisors.size(), true);
+  for (const tensor& t : model.tensors) declare(t.name, target_format(t, format), t.rows, t.cols, t.is_vector);
+  if (part_bytes == 0) return write_tensors(lowbit::gguf_writer::create(path, metadata, shapes), model, source, progress);
+  const std::string prefix = path.ends_with(".gguf") ? path.substr(0, path.size() - 5) : path;
+  return write_tensors(lowbit::gguf_split_writer::create(prefix, metadata, shapes, part_bytes), model, source, progress);
 }
 
 }  // namespace llm

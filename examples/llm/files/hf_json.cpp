@@ -127,6 +127,7 @@ lowbit::result<vocabulary> read_hf_tokeniser(std::string_view path, const json& 
     v.kind = value_or(model, "byte_fallback", false) ? vocabulary_kind::sentencepiece : vocabulary_kind::byte_level;
 
     const json& words = model.at("vocab");
+    if (!words.is_object()) return fail(lowbit::errc::malformed, path, "the vocabulary is not an object");
     const json added = value_or(j, "added_tokens", json::array());
     const std::size_t limit = words.size() + added.size();  // ids are dense; so a huge one costs no memory
     std::unordered_map<std::string, int> ids;

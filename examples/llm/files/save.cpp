@@ -37,10 +37,10 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
 }
 
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
-                                       const weight_source& source, const save_progress& progress) {
+                                       const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
   switch (container_of(model, format)) {
-    case container::gguf: return save_gguf(path, model, format, source, progress);
+    case container::gguf: return save_gguf(path, model, format, source, progress, part_bytes);
     case container::bitsandbytes:
     case container::compressed_tensors: return save_hf(path, model, format, source, progress);
     case container::none: break;
