@@ -79,7 +79,7 @@ lowbit::result<std::vector<subject>> open_safetensors_subjects(const std::string
     subject s{t.name, t.dtype, t.shape, t.data.size(), format_of_dtype(t.dtype), 1, 1, {}, t.data};
     if (!t.shape.empty()) s.cols = static_cast<std::size_t>(t.shape.back());
     for (std::size_t i = 0; i + 1 < t.shape.size(); ++i) s.rows *= static_cast<std::size_t>(t.shape[i]);
-    s.map = [model, data = t.data](std::size_t, std::size_t) -> lowbit::result<lowbit::mapped_file> { return lowbit::mapped_file{}; };
+    s.map = [model](std::size_t, std::size_t) -> lowbit::result<lowbit::mapped_file> { return lowbit::mapped_file{}; };
     all.push_back(std::move(s));
   }
   return all;
