@@ -1,6 +1,6 @@
 // The executable `lowbit`: quantise a language model, run it, and see what that cost.
 //
-// Exit codes: 0 fine; 2 bad input or arguments, with one line on standard error.
+// Exit codes: 0 fine; 2 bad input or arguments, or something found by verify, with one line on standard error.
 #include "commands/commands.hpp"
 
 #include <lowbit/io/file_writer.hpp>
@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   llm::common_options common;
   llm::action chosen;
   llm::add_inspect(app, common, chosen);
+  llm::add_verify(app, common, chosen);
   llm::add_quantise(app, common, chosen);
   llm::add_convert(app, common, chosen);
   llm::add_evaluate(app, common, chosen);

@@ -49,12 +49,71 @@ void check_refused(const std::string& arguments, const std::vector<std::string>&
 
 TEST_CASE("every subcommand explains itself") {
   CHECK(run("--help").code == 0);
-  for (const char* command : {"inspect", "quantise", "evaluate", "generate", "compare"}) {
+  for (const char* command : {"inspect", "verify", "quantise", "evaluate", "generate", "compare"}) {
     const outcome o = run(std::string{command} + " --help");
     CHECK(o.code == 0);
     CHECK(o.out.find("--threads") != std::string::npos);
     CHECK(o.out.find("--json") != std::string::npos);
   }
+}
+
+TEST_CASE("verify hashes good files and names what is wrong with bad ones") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder);
+  REQUIRE(run("quantise " + model + " " + folder / "m.gguf" + " --format q8_0").code == 0);
+  const outcome good = run("verify --json " + folder / "m.gguf");
+  REQUIRE(good.code == 0);
+  const auto j = nlohmann::json::parse(good.out);
+  CHECK(j["findings"].empty());
+  for (const auto& t : j["tensors"]) CHECK(t["sha256"].get<std::string>().size() == 64);
+
+  std::string bytes = read_bytes(folder / "m.gguf");  // the last tensor's last block: 34 bytes, of which the first two are its scale
+  const std::size_t last_norm = 64 * sizeof(float);   // output_norm.weight comes last
+  bytes.replace(bytes.size() - last_norm, 4, std::string("\0\0\x80\x7f", 4));
+  bytes.replace(bytes.find("output_norm.weight"), 18, "output_norm_weight");  // verify knows of no model
+  write_bytes(folder / "bad.gguf", bytes);
+  const outcome bad = run("verify " + folder / "bad.gguf");
+  CHECK(bad.code == 2);
+  CHECK(bad.err == "lowbit: " + folder / "bad.gguf" + ": 1 findings in 20 tensors\n");
+  CHECK(bad.out.find("output_norm_weight: 1 weights are NaN or infinite, the first at row 0, column 0") != std::string::npos);
+
+  std::string zeros = read_bytes(folder / "m.gguf");
+  std::fill_n(zeros.end() - static_cast<std::ptrdiff_t>(last_norm), last_norm, '\0');
+  write_bytes(folder / "zero.gguf", zeros);
+  CHECK(run("verify " + folder / "zero.gguf").code == 2);
+  CHECK(run("verify --allow-zero-blocks " + folder / "zero.gguf").code == 0);
+  REQUIRE(run("quantise " + model + " " + folder / "hf" + " --format nf4").code == 0);
+  CHECK(run("verify " + folder / "hf").code == 0);
+  check_refused("verify " + model, {"tiny.bin", "not a GGUF file"});
+}
+
+TEST_CASE("a cache of panels is made, used, and made again when the model changes") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), gguf = folder / "m.gguf", cache = folder / "m.gguf.panels";
+  REQUIRE(run("quantise " + model + " " + gguf + " --format q4_0").code == 0);
+  const std::string generate = "generate --temperature 0 -n 20 --prompt abc " + gguf;
+  const auto text = [&](const std::string& arguments) {
+    const outcome o = run(arguments + " --json");
+    REQUIRE(o.code == 0);
+    return nlohmann::json::parse(o.out)["text"].get<std::string>();
+  };
+  const std::string expected = text(generate);
+  CHECK(!std::filesystem::exists(cache));
+  CHECK(text(generate + " --cache") == expected);
+  REQUIRE(std::filesystem::exists(cache));
+  // The second start takes the panels from the cache: with other panels in it, the model says something else.
+  const std::string good = read_bytes(cache);
+  std::string other = good;
+  for (std::size_t i = other.size() / 2; i < other.size(); i += 3) other[i] = static_cast<char>(other[i] ^ 0x15);
+  write_bytes(cache, other);
+  CHECK(text(generate + " --cache") != expected);
+  write_bytes(cache, good.substr(0, good.size() / 2));  // cut: not used, written anew
+  CHECK(text(generate + " --cache") == expected);
+  CHECK(read_bytes(cache) == good);
+  REQUIRE(run("quantise " + model + " " + gguf + " --format q8_0").code == 0);
+  const std::string changed = text(generate);
+  CHECK(text(generate + " --cache") == changed);
+  CHECK(read_bytes(cache) != good);
 }
 
 TEST_CASE("bad input gets one line and exit code 2") {

@@ -183,3 +183,89 @@ TEST_CASE("tensors that GGUF cannot hold are refused when written, and leave no 
   CHECK(!gguf_writer::create(folder / "x", {}, {{"w", 0, {1}, {}}, {"w", 0, {1}, {}}}));
   CHECK(folder.files() == 0);
 }
+
+namespace {
+/// Three small tensors over files of at most `most` bytes of tensors.
+std::size_t write_split(const std::filesystem::path& prefix, std::size_t most) {
+  gguf_metadata m;
+  m.set("general.architecture", "llama");
+  m.set("general.alignment", std::uint32_t{64});
+  const std::vector<gguf_tensor> tensors{{"a", 2, {64}, {}}, {"b", 0, {3}, {}}, {"c", 24, {5, 2}, {}}};
+  auto w = gguf_split_writer::create(prefix, m, tensors, most);
+  REQUIRE_MESSAGE(w, w.error().message);
+  for (std::size_t i = 0; const std::size_t n : {36u, 12u, 10u}) REQUIRE(w->append(bytes(n, static_cast<std::uint8_t>(++i))));
+  REQUIRE(w->commit());
+  return w->parts();
+}
+}  // namespace
+
+TEST_CASE("a model over several files is read as one, whatever the parts") {
+  for (const std::size_t most : {std::size_t{1}, std::size_t{48}, std::size_t{1000}}) {
+    const scratch_folder folder;
+    const std::size_t parts = write_split(folder / "m", most);
+    CHECK(parts == (most == 1 ? 3 : most == 48 ? 2 : 1));
+    CHECK(folder.files() == parts);
+    const auto g = gguf_model::open(folder / gguf_split_name("m", 0, parts));
+    REQUIRE_MESSAGE(g, g.error().message);
+    CHECK(g->parts() == parts);
+    CHECK(g->metadata().find<std::string>("general.architecture") == "llama");
+    REQUIRE(g->tensors().size() == 3);
+    for (std::size_t i = 0; i < 3; ++i) {
+      const auto& t = g->tensors()[i];
+      const auto all = g->map(t), end = g->map(t, t.bytes - 2, 2);
+      REQUIRE((all && end));
+      CHECK(all->bytes().size() == (i == 0 ? 36 : i == 1 ? 12 : 10));
+      CHECK(all->bytes()[0] == i + 1);
+      CHECK(end->bytes()[1] == i + 1);
+      CHECK(reinterpret_cast<std::uintptr_t>(all->bytes().data()) % 64 == 0);
+    }
+  }
+}
+
+TEST_CASE("parts that are missing, strange, or out of place are refused by name") {
+  const scratch_folder folder;
+  write_split(folder / "m", 1);
+  write_split(folder / "n", 48);
+  const auto name = [&](std::size_t i) { return folder / gguf_split_name("m", i, 3); };
+  const auto fails = [&](const std::filesystem::path& path, errc kind, const std::string& says) {
+    const auto g = gguf_model::open(path);
+    REQUIRE_MESSAGE(!g, says);
+    CHECK_MESSAGE(g.error().kind == kind, g.error().message);
+    CHECK_MESSAGE(g.error().message.find(says) != std::string::npos, g.error().message);
+  };
+  fails(name(1), errc::unsupported, "open its first part");
+  std::filesystem::copy_file(name(0), folder / "other.gguf");
+  fails(folder / "other.gguf", errc::malformed, "is not named ...-00001-of-00003.gguf");
+  std::filesystem::rename(name(2), folder / "kept");
+  fails(name(0), errc::io, "m-00003-of-00003.gguf");
+  std::filesystem::copy_file(name(1), name(2));
+  fails(name(0), errc::malformed, "'b' is in another part too");
+  std::filesystem::remove(name(2));
+  std::filesystem::copy_file(folder / gguf_split_name("n", 1, 2), name(2));
+  fails(name(0), errc::malformed, "is not part 2 of 3");
+  std::filesystem::remove(name(2));
+  gguf_metadata m;
+  m.set("split.no", std::uint16_t{2});
+  m.set("split.count", std::uint16_t{3});
+  auto w = gguf_writer::create(name(2), m, {});
+  REQUIRE(w);
+  REQUIRE(w->commit());
+  fails(name(0), errc::malformed, "the parts hold 2");
+}
+
+TEST_CASE("a header longer than what is mapped of it at first is read, and a cut one is not") {
+  const scratch_folder folder;
+  gguf_metadata m;
+  m.set("tokens", std::vector<std::string>(100000, std::string(40, 'x')));
+  auto w = gguf_writer::create(folder / "m.gguf", m, {{"a", 0, {1}, {}}});
+  REQUIRE(w);
+  REQUIRE(w->append(bytes(4, 9)));
+  REQUIRE(w->commit());
+  const auto g = gguf_model::open(folder / "m.gguf");
+  REQUIRE(g);
+  CHECK(g->metadata().find_array<std::string>("tokens")->size() == 100000);
+  CHECK(g->map(g->tensors()[0])->bytes()[3] == 9);
+  std::filesystem::resize_file(folder / "m.gguf", 3 << 20);
+  CHECK(gguf_model::open(folder / "m.gguf").error().kind == errc::truncated);
+  CHECK(gguf_model::open(folder / "none.gguf").error().kind == errc::io);
+}

@@ -14,7 +14,7 @@ namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
 struct q8_g24 { static constexpr format_spec spec = uniform({.bits = 8, .group = 24}); };
 struct q5_g17 { static constexpr format_spec spec = uniform({.bits = 5, .group = 17, .symmetric = true}); };
-using formats = detail::concat<all_formats, format_list<q3_g40, q8_g24, q5_g17>>::type;
+using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17>>::type;
 
 /// An executor that runs tasks backwards, and says it is wide.
 struct backwards {

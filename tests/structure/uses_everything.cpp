@@ -6,6 +6,8 @@
 #ifndef WITHOUT_FILES
 #include <lowbit/io/checkpoint.hpp>
 #include <lowbit/io/gguf_writer.hpp>
+#include <lowbit/io/integrity.hpp>
+#include <lowbit/io/panel_cache.hpp>
 #include <lowbit/io/safetensors_writer.hpp>
 #endif
 
@@ -46,6 +48,13 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (!file) return std::move(file).error();
   auto gguf = read_gguf(file->bytes());
   if (!gguf) return std::move(gguf).error();
+  auto split = gguf_model::open(path);
+  if (!split) return std::move(split).error();
+  const panel_cache::entry entry{"w", &panels};
+  if (status s = panel_cache::write(path, "source", std::span(&entry, 1)); !s) return s;
+  auto cache = panel_cache::open(path, "source");
+  if (!cache) return std::move(cache).error();
+  (void)find_in_weights(packed->view(), unit);
   auto model = safetensors_model::open(path);
   if (!model) return std::move(model).error();
   auto found = find_weight([&](const std::string& name) { return model->find(name); }, "w");

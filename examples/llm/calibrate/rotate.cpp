@@ -84,6 +84,7 @@ checkpoint rotated(checkpoint model, std::uint64_t seed, thread_pool& threads) {
     t.spec = &lowbit::spec_of<lowbit::f32>;
     t.bytes = t.rows * t.cols * sizeof(float);
     t.read = [plan, source, name = t.name] { return rotate(*plan, *source, name); };
+    t.read_rows = nullptr;
     t.forget = nullptr;
   }
   return out;

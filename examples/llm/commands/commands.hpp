@@ -16,6 +16,7 @@ struct common_options {
   std::size_t threads = 0;  ///< 0: as many as the machine has
   bool json = false;        ///< one JSON value on standard output instead of text
   std::string tokeniser;    ///< for llama2.c's checkpoints: the tokenizer's file
+  bool cache = false;       ///< keep the panels of a model that is run as stored in a file beside it
 };
 
 /// What standard error is told when a signal ends the program; null: nothing.
@@ -25,10 +26,11 @@ inline std::atomic<const char*> last_words{nullptr};
 using action = std::function<lowbit::status()>;
 
 void add_inspect(CLI::App& app, const common_options& common, action& chosen);
+void add_verify(CLI::App& app, const common_options& common, action& chosen);
 void add_quantise(CLI::App& app, const common_options& common, action& chosen);
 void add_convert(CLI::App& app, const common_options& common, action& chosen);
-void add_evaluate(CLI::App& app, const common_options& common, action& chosen);
-void add_generate(CLI::App& app, const common_options& common, action& chosen);
+void add_evaluate(CLI::App& app, common_options& common, action& chosen);
+void add_generate(CLI::App& app, common_options& common, action& chosen);
 void add_compare(CLI::App& app, const common_options& common, action& chosen);
 
 }  // namespace llm

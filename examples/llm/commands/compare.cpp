@@ -160,7 +160,9 @@ class comparison {
     for (const tensor& t : model.tensors) stored_bytes += quantised.find(t.name)->view().size_bytes();
     r.bits_per_weight = 8.0 * static_cast<double>(stored_bytes) / static_cast<double>(parameters_);
 
-    const weight_source in_memory = [&](const tensor& t) -> lowbit::result<weights> { return weights{quantised.find(t.name)->view()}; };
+    const weight_source in_memory = [&](const tensor& t) -> lowbit::result<weights> {
+      return weights{quantised.find(t.name)->view().middle_rows(t.first_row, t.rows)};
+    };
     if (!r.save_as.empty()) {
       const temporary_path path;
       const auto bytes = save_model(path.string(), model, format, in_memory);

@@ -18,7 +18,7 @@ lowbit::status run(const options& o, const common_options& common) {
   thread_pool threads{common.threads};
   const auto source = quantised_source(o.quantise, threads);
   if (!source) return source.error();
-  auto model = load_model(o.model, common, threads, *source);
+  auto model = o.quantise.empty() ? load_model(o.model, common, threads) : load_model(o.model, common, threads, *source);
   if (!model) return std::move(model).error();
   const std::size_t context = sequence_length(o.context, 512, model->file.config);
   auto windows = windows_of_text(o.text, model->words, context, o.tokens);
@@ -60,10 +60,11 @@ lowbit::status run(const options& o, const common_options& common) {
 
 }  // namespace
 
-void add_evaluate(CLI::App& app, const common_options& common, action& chosen) {
+void add_evaluate(CLI::App& app, common_options& common, action& chosen) {
   const auto o = std::make_shared<options>();
   CLI::App* c = app.add_subcommand("evaluate", "Perplexity of a model on a text, and its distance from a reference model");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
+  c->add_flag("--cache", common.cache, "Keep the model's panels in a file beside it, so that it starts at once the next time");
   c->add_option("--reference", o->reference, "The model to compare with, run in float32");
   c->add_option("--text", o->text, "A UTF-8 text")->required();
   c->add_option("--context", o->context, "Tokens in a window (default 512, or what the model was trained for)");

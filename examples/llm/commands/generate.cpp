@@ -28,7 +28,7 @@ lowbit::status run(const options& o, const common_options& common) {
   thread_pool threads{common.threads};
   const auto source = quantised_source(o.quantise, threads);
   if (!source) return source.error();
-  auto loaded = load_model(o.model, common, threads, *source);
+  auto loaded = o.quantise.empty() ? load_model(o.model, common, threads) : load_model(o.model, common, threads, *source);
   if (!loaded) return std::move(loaded).error();
   const tokeniser& words = loaded->words;
   const vocabulary& v = words.data();
@@ -82,10 +82,11 @@ lowbit::status run(const options& o, const common_options& common) {
 
 }  // namespace
 
-void add_generate(CLI::App& app, const common_options& common, action& chosen) {
+void add_generate(CLI::App& app, common_options& common, action& chosen) {
   const auto o = std::make_shared<options>();
   CLI::App* c = app.add_subcommand("generate", "Continue a text");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
+  c->add_flag("--cache", common.cache, "Keep the model's panels in a file beside it, so that it starts at once the next time");
   c->add_option("--prompt", o->prompt, "The text to continue");
   c->add_option("-n,--tokens", o->tokens, "Tokens to generate at most")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   c->add_option("--temperature", o->draw.temperature, "0 takes the likeliest token, 1 draws as the model says")->capture_default_str();

@@ -16,17 +16,67 @@ void warn(const checkpoint& file) {
     fmt::print(stderr, "lowbit: warning: {}{}\n", file.warnings[0], file.warnings.size() > 1 ? fmt::format(" (and {} more like it)", file.warnings.size() - 1) : "");
 }
 
-lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
-                                        const weight_source& source) {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The files that a model's weights and shapes come from.
+std::vector<fs::path> files_of(const fs::path& path) {
+  std::error_code ignored;
+  std::vector<fs::path> files;
+  if (fs::is_directory(path, ignored)) {
+    for (const auto& entry : fs::directory_iterator(path, ignored))
+      if (entry.path().extension() == ".safetensors" || entry.path().extension() == ".json") files.push_back(entry.path());
+  } else {
+    files.push_back(path);
+    const std::string name = path.filename().string();  // …-00001-of-00003.gguf has others beside it
+    constexpr std::string_view first = "-00001-of-";
+    if (const auto at = name.rfind(first); at != name.npos)
+      for (const auto& entry : fs::directory_iterator(path.has_parent_path() ? path.parent_path() : fs::path("."), ignored))
+        if (entry.path().filename().string().starts_with(name.substr(0, at) + '-') && entry.path().extension() == ".gguf" && entry.path().filename() != name)
+          files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+lowbit::result<loaded_model> load(const std::string& path, const common_options& common, thread_pool& threads, const weight_source& source,
+                                  std::unique_ptr<lowbit::panel_cache> panels) {
   auto file = open_checkpoint(path, common.tokeniser);
   if (!file) return std::move(file).error();
   const auto in_file = [&](lowbit::failure f) { return lowbit::failure{f.kind, path + ": " + f.message}; };
   warn(*file);
   auto words = tokeniser::from(file->words);
   if (!words) return in_file(words.error());
-  auto model = build_llama(*file, source, threads);
+  auto model = build_llama(*file, source, threads, panels.get());
   if (!model) return in_file(model.error());
-  return loaded_model{*std::move(file), *std::move(words), std::make_unique<llama>(*std::move(model))};
+  return loaded_model{*std::move(file), *std::move(words), std::move(panels), std::make_unique<llama>(*std::move(model))};
+}
+
+}  // namespace
+
+lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
+                                        const weight_source& source) {
+  return load(path, common, threads, source, nullptr);
+}
+
+lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads) {
+  if (!common.cache) return load(path, common, threads, stored, nullptr);
+  std::error_code ignored;
+  const fs::path beside = fs::is_directory(path, ignored) ? fs::path(path) / "model.panels" : fs::path(path + ".panels");
+  const auto files = files_of(path);
+  const auto source = lowbit::fingerprint(files);
+  if (!source) return source.error();
+  if (auto cache = lowbit::panel_cache::open(beside, *source))
+    return load(path, common, threads, stored, std::make_unique<lowbit::panel_cache>(*std::move(cache)));
+  auto loaded = load(path, common, threads, stored, nullptr);
+  if (!loaded) return loaded;
+  const auto entries = matrices_of(*loaded->model);
+  // Only if the files did not change while they were read.
+  if (const auto again = lowbit::fingerprint(files); !again || *again != *source) return loaded;
+  if (const auto written = lowbit::panel_cache::write(beside, *source, entries); !written)
+    fmt::print(stderr, "lowbit: no cache of panels: {}\n", written.error().message);
+  return loaded;
 }
 
 lowbit::result<weight_source> quantised_source(const std::string& format, thread_pool& threads) {

@@ -14,6 +14,7 @@ namespace llm {
 struct loaded_model {
   checkpoint file;
   tokeniser words;
+  std::unique_ptr<lowbit::panel_cache> panels;  // which the model's matrices may be views of
   std::unique_ptr<llama> model;
 };
 
@@ -22,7 +23,10 @@ void warn(const checkpoint& file);
 
 /// Opens and builds; `source` decides what the weights become.
 lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
-                                        const weight_source& source = stored);
+                                        const weight_source& source);
+/// The weights as stored. With `common.cache`, panels come from MODEL.panels (in a folder: model.panels) where that was made from these
+/// files as they are now; otherwise they are built and written there. That nothing can be written is said, and no failure.
+lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads);
 
 /// The weights quantised as they are loaded, tensor by tensor: no second file, no second copy. Fails for an unknown format.
 lowbit::result<weight_source> quantised_source(const std::string& format, thread_pool& threads);

@@ -24,6 +24,7 @@ struct options {
   std::string in, out, method = "rtn";
   format_choice formats;
   calibration_options calibration;
+  std::size_t part_bytes = 0;
   bool resume = false;
 };
 
@@ -76,9 +77,9 @@ lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const o
     return std::move(s).error();
   }
   auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
-    if (const weights* const w = store.find(t.name)) return weights{w->view()};
+    if (const weights* const w = store.find(t.name)) return weights{w->view().middle_rows(t.first_row, t.rows)};
     return requantise(t, how, threads);
-  });
+  }, {}, o.part_bytes);
   last_words = nullptr;
   if (bytes) store.remove();
   return bytes;
@@ -121,7 +122,7 @@ lowbit::status run(const options& o, const common_options& common) {
   const requantisation how = plan_for(*model, *format, method->method);
   progress bar{"quantising"};
   const auto bytes = store ? quantise_calibrated(*model, o, *method, how, *samples, *store, threads)
-                           : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar));
+                           : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar), o.part_bytes);
   bar.clear();
   if (!bytes) return bytes.error();
 
@@ -165,6 +166,7 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("--method", o->method, recipe_names())->capture_default_str();
   add_calibration(*c, o->calibration, "");
   c->add_flag("--resume", o->resume, "Go on with the same command's interrupted work: finished layers are kept beside the output until it is whole");
+  c->add_option("--split", o->part_bytes, "Write GGUF as several files OUT-00001-of-….gguf with at most so many bytes of tensors (2G)")->transform(CLI::AsSizeValue(false));
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

@@ -50,12 +50,18 @@ tensor_map by_name(const checkpoint& file) {
 /// Takes the tensors of a checked model, one by one; after a failure nothing more.
 class builder {
  public:
-  builder(const checkpoint& file, const weight_source& source, thread_pool& threads)
-      : tensors_(by_name(file)), source_(source), threads_(threads) {}
+  builder(const checkpoint& file, const weight_source& source, thread_pool& threads, const lowbit::panel_cache* panels)
+      : tensors_(by_name(file)), source_(source), threads_(threads), panels_(panels) {}
 
   [[nodiscard]] bool has(std::string_view name) const { return tensors_.contains(name); }
 
   void take(const std::string& name, lowbit::panel_matrix& out) {
+    if (!status_) return;
+    const tensor& t = *tensors_.at(name);
+    if (auto ready = panels_ != nullptr ? panels_->find(name, *t.spec, t.rows, t.cols) : std::nullopt) {
+      out = *std::move(ready);
+      return;
+    }
     const weights w = take(name, source_);
     if (!status_) return;
     const auto changed = lowbit::runnable(w.view(), threads_);
@@ -86,6 +92,7 @@ class builder {
   tensor_map tensors_;
   const weight_source& source_;
   thread_pool& threads_;
+  const lowbit::panel_cache* panels_;
   lowbit::status status_ = lowbit::done{};
 };
 
@@ -129,11 +136,29 @@ lowbit::status check_model(const checkpoint& file) {
   return lowbit::done{};
 }
 
-lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads) {
+std::vector<lowbit::panel_cache::entry> matrices_of(const llama& model) {
+  std::vector<lowbit::panel_cache::entry> all{{"token_embd.weight", &model.embedding}};
+  if (model.head) all.push_back({"output.weight", &*model.head});
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    const layer_weights& w = model.layers[i];
+    const auto add = [&](std::string_view part, const lowbit::panel_matrix& m) { all.push_back({layer_name(i, part), &m}); };
+    add("attn_q.weight", w.query);
+    add("attn_k.weight", w.key);
+    add("attn_v.weight", w.value);
+    add("attn_output.weight", w.output);
+    add("ffn_gate.weight", w.gate);
+    add("ffn_up.weight", w.up);
+    add("ffn_down.weight", w.down);
+  }
+  return all;
+}
+
+lowbit::result<llama> build_llama(const checkpoint& file, const weight_source& source, thread_pool& threads,
+                                  const lowbit::panel_cache* panels) {
   if (lowbit::status valid = check_model(file); !valid) return std::move(valid).error();
   llama model;
   model.config = file.config;
-  builder b{file, source, threads};
+  builder b{file, source, threads, panels};
   b.take("token_embd.weight", model.embedding);
   b.take("output_norm.weight", model.norm);
   if (b.has("output.weight")) b.take("output.weight", model.head.emplace());

@@ -16,6 +16,21 @@ tensor mapped_tensor(std::string name, bool is_vector, lowbit::packed_view view,
   return t;
 }
 
+std::vector<tensor> parts_of(const tensor& t, std::size_t most) {
+  const std::size_t step = t.cols == 0 ? t.rows : std::max<std::size_t>(1, most / t.cols);
+  if (!t.read_rows || t.rows <= step) return {t};
+  std::vector<tensor> parts;
+  for (std::size_t first = 0; first < t.rows; first += step) {
+    tensor& part = parts.emplace_back(t);
+    part.first_row = first;
+    part.rows = std::min(step, t.rows - first);
+    part.bytes = part.rows * t.spec->row_bytes(t.cols);
+    part.read = [read = t.read_rows, first, count = part.rows] { return read(first, count); };
+    part.read_rows = {};
+  }
+  return parts;
+}
+
 lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path) {
   std::error_code ignored;
   const std::filesystem::path p{path};
@@ -40,13 +55,17 @@ lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rop
 }
 
 lowbit::status check_finite(std::string_view name, lowbit::packed_view w, thread_pool& threads) {
-  const lowbit::format_spec& s = *w.spec;
+  const lowbit::format_spec &s = *w.spec, &planes = s.planes();
   const std::size_t blocks = s.row_blocks(w.cols);
-  const lowbit::scalar_field first = s.is_float() ? lowbit::scalar_field{s.element, 0} : s.scale;
+  const lowbit::scalar_field first = s.is_float() ? lowbit::scalar_field{s.element, 0} : planes.scale;
   const auto bad_block = [&](std::size_t r) {  // the first of a row, or `blocks`
     const std::uint8_t* block = w.row(r);
-    for (std::size_t b = 0; b < blocks; ++b, block += s.bytes)
-      if (!std::isfinite(lowbit::read_scalar(first, block)) || !std::isfinite(lowbit::read_scalar(s.minimum, block))) return b;
+    std::uint8_t recoded[lowbit::max_recoded_bytes];
+    for (std::size_t b = 0; b < blocks; ++b, block += s.bytes) {
+      if (s.is_recoded()) s.recode.decode(block, recoded);
+      const std::uint8_t* const fields = s.is_recoded() ? recoded : block;
+      if (!std::isfinite(lowbit::read_scalar(first, fields)) || !std::isfinite(lowbit::read_scalar(planes.minimum, fields))) return b;
+    }
     return blocks;
   };
   std::atomic<std::size_t> bad_row{w.rows};

@@ -25,15 +25,17 @@ class weights {
  public:
   weights() = default;
   explicit weights(lowbit::packed_view mapped) : view_(mapped) {}
+  weights(lowbit::packed_view view, lowbit::mapped_file part) : mapped_(std::move(part)), view_(view) {}
   explicit weights(lowbit::packed_matrix owned) : owned_(std::move(owned)), view_(owned_.view()) {}
   [[nodiscard]] const lowbit::packed_view& view() const noexcept { return view_; }
 
  private:
-  lowbit::packed_matrix owned_;  // its bytes stay where they are when it moves, and with them the view
+  lowbit::packed_matrix owned_;  // the bytes of both stay where they are when they move, and with them the view
+  lowbit::mapped_file mapped_;
   lowbit::packed_view view_;
 };
 
-/// One tensor. A vector is a matrix of one row.
+/// One tensor, or some rows of one. A vector is a matrix of one row.
 struct tensor {
   std::string name;                        ///< as GGUF names it
   bool is_vector = false;
@@ -42,8 +44,14 @@ struct tensor {
   std::size_t bytes = 0;                   ///< in its file
   std::function<lowbit::result<weights>()> read;
   std::function<void()> forget;            ///< lets the system drop the file's pages after use; may be empty
+  std::size_t first_row = 0;               ///< of these rows in the whole tensor
+  std::function<lowbit::result<weights>(std::size_t first, std::size_t count)> read_rows{};  ///< a part of them; may be empty
   std::optional<lowbit::format_id> wanted{};  ///< the format that it is to get; nothing: that of the whole model
 };
+
+/// The tensor as runs of rows of at most `most` weights each (or one row), for who wants no more than that in memory; itself where its
+/// rows cannot be read apart.
+std::vector<tensor> parts_of(const tensor& t, std::size_t most);
 
 struct checkpoint {
   std::string name;                        ///< the model's, for people

@@ -30,14 +30,9 @@ double relative_error(packed_view a, packed_view b, thread_pool& threads) {
   std::vector<double> difference(a.rows), size(a.rows);
   lowbit::for_parts(threads, a.rows, 4, [&](std::size_t begin, std::size_t end) {
     std::vector<float> x(a.cols), y(a.cols);
-    const auto row_of = [](packed_view w, std::size_t r) {
-      w.data = w.row(r);
-      w.rows = 1;
-      return w;
-    };
     for (std::size_t r = begin; r < end; ++r) {
-      lowbit::decode(row_of(a, r), {x.data(), 1, a.cols});
-      lowbit::decode(row_of(b, r), {y.data(), 1, b.cols});
+      lowbit::decode(a.middle_rows(r, 1), {x.data(), 1, a.cols});
+      lowbit::decode(b.middle_rows(r, 1), {y.data(), 1, b.cols});
       for (std::size_t c = 0; c < a.cols; ++c) {
         const double d = static_cast<double>(y[c]) - static_cast<double>(x[c]);
         difference[r] += d * d;
@@ -150,15 +145,15 @@ lowbit::result<weights> conversion_plan::apply(const tensor& t, const step& s, t
 
 // Formats in which the target might hold these weights exactly, the best first.
 std::vector<const format_spec*> conversion_plan::candidates(const packed_view& w) const {
-  const format_spec& s = *w.spec;
+  const format_spec& s = w.spec->planes();
   std::vector<const format_spec*> all;
   if (!gguf_ && !layout_) {
     for (const format_spec* f : {&lowbit::spec_of<lowbit::float16>, &lowbit::spec_of<lowbit::bfloat16>, &lowbit::spec_of<lowbit::f32>}) all.push_back(f);
   } else if (gguf_) {
-    if (s.gguf >= 0) all.push_back(&s);
+    if (w.spec->gguf >= 0) all.push_back(w.spec);
     std::vector<const format_spec*> others;
     lowbit::for_each_format(lowbit::gguf_formats{}, [&]<class F>() {
-      if (&lowbit::spec_of<F> != &s) others.push_back(&lowbit::spec_of<F>);
+      if (&lowbit::spec_of<F> != w.spec) others.push_back(&lowbit::spec_of<F>);
     });
     std::stable_sort(others.begin(), others.end(), [](const auto* a, const auto* b) { return a->bits_per_weight() < b->bits_per_weight(); });
     for (const format_spec* f : others)
@@ -179,7 +174,7 @@ std::vector<const format_spec*> conversion_plan::candidates(const packed_view& w
 // The format for what has no exact form: the one asked for, or one that is like the source's.
 const format_spec* conversion_plan::fallback(const tensor& t, const packed_view& w, const conversion& how) const {
   const auto named = [&](const char* name) { return *lowbit::find_format(name); };
-  const unsigned bits = w.spec->is_float() ? 4 : w.spec->codes.bits();
+  const unsigned bits = w.spec->is_float() ? 4 : w.spec->planes().codes.bits();
   if (!gguf_ && !layout_) return &lowbit::spec_of<lowbit::f32>;
   if (gguf_) {
     constexpr const char* like[] = {"q2_k", "q2_k", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q8_0"};
@@ -339,6 +334,8 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
     p.steps_[down].forget_inputs = true;
     for (const char* producer : {"ffn_gate.weight", "ffn_up.weight"}) p.steps_[index.at(layer_name(layer, producer))].rows = order;
   }
+  for (std::size_t i = 0; i < model.tensors.size(); ++i)
+    if (p.steps_[i].heads || !p.steps_[i].rows.empty()) model.tensors[i].read_rows = nullptr;  // rows that move are only there all together
   for (const tensor& t : model.tensors) {
     if (lowbit::status s = p.decide(t, how, threads); !s) return std::move(s).error();
     if (t.forget) t.forget();
@@ -348,7 +345,9 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
 }
 
 lowbit::result<std::size_t> conversion_plan::save(const std::string& path, const checkpoint& model, thread_pool& threads, const save_progress& progress) const {
-  const auto step_of = [&](const tensor& t) -> const step& { return steps_[static_cast<std::size_t>(&t - model.tensors.data())]; };
+  std::unordered_map<std::string_view, const step*> by_name;
+  for (std::size_t i = 0; i < steps_.size(); ++i) by_name.emplace(model.tensors[i].name, &steps_[i]);
+  const auto step_of = [&](const tensor& t) -> const step& { return *by_name.at(t.name); };  // a run of rows has its tensor's
   const tensor_forms forms = [&](const tensor& t) {
     const step& s = step_of(t);
     return packed_view{s.to, t.rows, t.cols, nullptr, s.inputs.empty() ? nullptr : s.inputs.data(), s.factor};

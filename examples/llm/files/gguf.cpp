@@ -2,7 +2,7 @@
 #include "load.hpp"
 #include "names.hpp"
 
-#include <lowbit/io/gguf.hpp>
+#include <lowbit/io/gguf_model.hpp>
 
 #include <cstring>
 #include <unordered_map>
@@ -43,7 +43,6 @@ lowbit::result<model_config> read_config(const lowbit::gguf_metadata& m) {
     return failure{errc::unsupported, "values of another size than keys are not supported"};
   if (const auto scaling = m.find<std::string>("llama.rope.scaling.type").value_or("none"); scaling != "none")
     return failure{errc::unsupported, "RoPE scaling \"" + scaling + "\" is not supported"};
-  if (m.find<std::uint32_t>("split.count").value_or(1) > 1) return failure{errc::unsupported, "models split over several files are not supported"};
   return c;
 }
 
@@ -85,56 +84,72 @@ lowbit::result<vocabulary> read_vocabulary(const lowbit::gguf_metadata& m) {
   return v;
 }
 
+/// What all values of a matrix are multiplied by, from the tensor that says so.
+lowbit::result<double> read_factor(const lowbit::gguf_model& model, const lowbit::gguf_model::tensor& t) {
+  if (t.type != 0 || t.elements() != 1) return failure{errc::shape, "tensor " + t.name + " is not one float"};
+  const auto bytes = model.map(t);
+  if (!bytes) return bytes.error();
+  float value = 0.0f;
+  std::memcpy(&value, bytes->bytes().data(), sizeof value);
+  if (!(value > 0.0f && value < 3e38f)) return failure{errc::bad_value, "tensor " + t.name + " is not a positive number"};
+  return static_cast<double>(value);
+}
+
 }  // namespace
 
 lowbit::result<checkpoint> open_gguf(const std::string& path) {
-  auto opened = lowbit::mapped_file::open(path);
+  auto opened = lowbit::gguf_model::open(path);
   if (!opened) return std::move(opened).error();
-  const auto file = std::make_shared<const lowbit::mapped_file>(*std::move(opened));
+  const auto model = std::make_shared<const lowbit::gguf_model>(*std::move(opened));
   const auto in_file = [&](const failure& f) { return failure{f.kind, path + ": " + f.message}; };
-  auto content = lowbit::read_gguf(file->bytes());
-  if (!content) return in_file(content.error());
 
   checkpoint c;
   c.kind = "GGUF";
-  c.name = content->metadata.find<std::string>("general.name").value_or("");
-  auto config = read_config(content->metadata);
+  c.name = model->metadata().find<std::string>("general.name").value_or("");
+  auto config = read_config(model->metadata());
   if (!config) return in_file(config.error());
   c.config = *std::move(config);
-  auto words = read_vocabulary(content->metadata);
+  auto words = read_vocabulary(model->metadata());
   if (!words) return in_file(words.error());
   c.words = *std::move(words);
 
-  std::unordered_map<std::string_view, const lowbit::gguf_tensor*> by_name;
-  for (const lowbit::gguf_tensor& t : content->tensors) by_name.emplace(t.name, &t);
-  for (const lowbit::gguf_tensor& t : content->tensors) {
+  std::unordered_map<std::string_view, const lowbit::gguf_model::tensor*> by_name;
+  for (const auto& t : model->tensors()) by_name.emplace(t.name, &t);
+  for (const lowbit::gguf_model::tensor& t : model->tensors()) {
     const auto format = lowbit::find_gguf_format(static_cast<int>(t.type));
     if (!format)
       return in_file({errc::unsupported, "tensor " + t.name + " is of type " + std::string{lowbit::find_gguf_type(t.type)->name} + ", which is not supported"});
     if (t.name.ends_with(".scale") && by_name.contains(t.name.substr(0, t.name.size() - 6) + ".weight")) continue;
     if (t.dims.empty() || t.dims.size() > 2) return in_file({errc::shape, "tensor " + t.name + " is neither a vector nor a matrix"});
     const bool is_vector = t.dims.size() == 1;
-    lowbit::packed_view view{&lowbit::spec_of_id(*format), is_vector ? 1 : static_cast<std::size_t>(t.dims[1]),
-                             static_cast<std::size_t>(t.dims[0]), t.data.data()};
+    const lowbit::format_spec& spec = lowbit::spec_of_id(*format);
+    const std::size_t rows = is_vector ? 1 : static_cast<std::size_t>(t.dims[1]), cols = static_cast<std::size_t>(t.dims[0]);
+    double factor = 1.0;
     if (const auto at = by_name.find(gguf_factor_name(t.name)); at != by_name.end() && !is_vector && at->second != &t) {
-      const lowbit::gguf_tensor* const factor = at->second;
-      float value = 0.0f;
-      if (factor->type != 0 || factor->elements() != 1) return in_file({errc::shape, "tensor " + factor->name + " is not one float"});
-      std::memcpy(&value, factor->data.data(), sizeof value);
-      if (!(value > 0.0f && value < 3e38f)) return in_file({errc::bad_value, "tensor " + factor->name + " is not a positive number"});
-      view.factor = static_cast<double>(value);
+      const auto stored = read_factor(*model, *at->second);
+      if (!stored) return in_file(stored.error());
+      factor = *stored;
     }
+    const auto read_rows = [model, &t, &spec, cols, factor](std::size_t first, std::size_t count) -> lowbit::result<weights> {
+      const std::size_t row = spec.row_bytes(cols);
+      auto part = model->map(t, first * row, count * row);
+      if (!part) return std::move(part).error();
+      const lowbit::packed_view view{&spec, count, cols, part->bytes().data(), nullptr, factor};
+      return weights{view, *std::move(part)};
+    };
     if (t.name == "rope_freqs.weight") {
-      if (!is_vector || view.cols != c.config.head_dim / 2 || !view.spec->is_float()) return in_file({errc::shape, "rope_freqs.weight has another shape than RoPE"});
-      c.config.rope_divisors.resize(view.cols);
-      lowbit::decode(view, {c.config.rope_divisors.data(), 1, view.cols});
+      if (!is_vector || cols != c.config.head_dim / 2 || !spec.is_float()) return in_file({errc::shape, "rope_freqs.weight has another shape than RoPE"});
+      const auto divisors = read_rows(0, 1);
+      if (!divisors) return in_file(divisors.error());
+      c.config.rope_divisors.resize(cols);
+      lowbit::decode(divisors->view(), {c.config.rope_divisors.data(), 1, cols});
       continue;
     }
-    if (t.name == "token_embd.weight") c.config.vocabulary = view.rows;
-    c.tensors.push_back(mapped_tensor(t.name, is_vector, view, file));
+    if (t.name == "token_embd.weight") c.config.vocabulary = rows;
+    c.tensors.push_back({t.name, is_vector, rows, cols, &spec, t.bytes, [read_rows, rows] { return read_rows(0, rows); }, {}, 0, read_rows});
   }
   if (lowbit::status valid = check(c.config); !valid) return in_file(valid.error());
-  c.metadata = std::move(content->metadata);
+  c.metadata = model->metadata();
   return c;
 }
 

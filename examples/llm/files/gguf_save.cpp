@@ -9,11 +9,14 @@
 namespace llm {
 namespace {
 
+// Weights that are in memory at once, as floats and quantised: a tensor that has more is written in runs of rows.
+constexpr std::size_t most_weights = std::size_t{16} << 20;
+
 // llama.cpp's general.file_type, which says what most tensors are (llama.h, enum llama_ftype).
 std::uint32_t file_type(std::string_view format) {
   struct entry { std::string_view name; std::uint32_t type; };
   constexpr entry types[] = {{"f32", 0}, {"f16", 1}, {"q4_0", 2}, {"q4_1", 3}, {"q8_0", 7}, {"q5_0", 8}, {"q5_1", 9}, {"q2_k", 10}, {"q3_k", 11},
-                             {"q4_k", 14}, {"q5_k", 16}, {"q6_k", 18}, {"iq4_nl", 25}, {"iq4_xs", 30}, {"bf16", 32}, {"tq2_0", 37}, {"mxfp4", 38}};
+                             {"q4_k", 14}, {"q5_k", 16}, {"q6_k", 18}, {"iq4_nl", 25}, {"iq4_xs", 30}, {"bf16", 32}, {"tq1_0", 36}, {"tq2_0", 37}, {"mxfp4", 38}};
   for (const entry& e : types)
     if (e.name == format) return e.type;
   return 1024;  // LLAMA_FTYPE_GUESSED
@@ -69,10 +72,44 @@ lowbit::gguf_metadata metadata_of(const checkpoint& model) {
   return m;
 }
 
+/// Every tensor's bytes, in the order of their declarations, and the files made to appear. Returns the bytes written.
+template <class Writer>
+lowbit::result<std::size_t> write_tensors(lowbit::result<Writer> writer, const checkpoint& model, const tensor_forms& forms,
+                                          const weight_source& source, const save_progress& progress) {
+  if (!writer) return std::move(writer).error();
+  const auto append_floats = [&](std::span<const float> values) {
+    const auto bytes = std::as_bytes(values);
+    return writer->append({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
+  };
+  if (const std::vector<float>& divisors = model.config.rope_divisors; !divisors.empty())
+    if (auto s = append_floats(divisors); !s) return std::move(s).error();
+  std::size_t done = 0, total = 0;
+  for (const tensor& t : model.tensors) total += t.bytes;
+  for (const tensor& t : model.tensors) {
+    // Queries and keys stay whole: their rows may change places, within heads.
+    for (const tensor& part : is_query(t.name) || is_key(t.name) ? std::vector{t} : parts_of(t, most_weights)) {
+      if (progress) progress(done, total);
+      auto w = source(part);
+      if (!w && part.first_row != 0) return lowbit::failure{w.error().kind, w.error().message + ", counting rows from " + std::to_string(part.first_row)};
+      if (!w) return std::move(w).error();
+      if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
+      done += part.bytes;
+    }
+    if (const double factor = forms(t).factor; factor != 1.0) {
+      const auto stored = static_cast<float>(factor);
+      if (auto s = append_floats({&stored, 1}); !s) return std::move(s).error();
+    }
+    if (t.forget) t.forget();
+  }
+  const std::size_t bytes = writer->written();
+  if (auto s = writer->commit(); !s) return std::move(s).error();
+  return bytes;
+}
+
 }  // namespace
 
 lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, const tensor_forms& forms, std::string_view format,
-                                      const weight_source& source, const save_progress& progress) {
+                                      const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   lowbit::gguf_metadata metadata = metadata_of(model);
   metadata.set("general.file_type", file_type(format));
   metadata.set("general.quantization_version", std::uint32_t{2});
@@ -83,38 +120,16 @@ lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint&
     if (!is_vector) t.dims.push_back(form.rows);
     shapes.push_back(std::move(t));
   };
-  const auto append_floats = [&](lowbit::gguf_writer& writer, std::span<const float> values) {
-    const auto bytes = std::as_bytes(values);
-    return writer.append({reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()});
-  };
   const std::vector<float>& divisors = model.config.rope_divisors;
   if (!divisors.empty()) declare("rope_freqs.weight", {&lowbit::spec_of<lowbit::f32>, 1, divisors.size()}, true);
-  std::size_t done = 0, total = 0;
   for (const tensor& t : model.tensors) {
     const lowbit::packed_view form = forms(t);
     declare(t.name, form, t.is_vector);
     if (form.factor != 1.0) declare(gguf_factor_name(t.name), {&lowbit::spec_of<lowbit::f32>, 1, 1}, true);
-    total += t.bytes;
   }
-  auto writer = lowbit::gguf_writer::create(path, metadata, shapes);
-  if (!writer) return std::move(writer).error();
-  if (!divisors.empty()) {
-    if (auto s = append_floats(*writer, divisors); !s) return std::move(s).error();
-  }
-  for (const tensor& t : model.tensors) {
-    if (progress) progress(done, total);
-    auto w = source(t);
-    if (!w) return std::move(w).error();
-    if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
-    const auto factor = static_cast<float>(w->view().factor);
-    if (forms(t).factor != 1.0)
-      if (auto s = append_floats(*writer, {&factor, 1}); !s) return std::move(s).error();
-    if (t.forget) t.forget();
-    done += t.bytes;
-  }
-  const std::size_t bytes = writer->written();
-  if (auto s = writer->commit(); !s) return std::move(s).error();
-  return bytes;
+  if (part_bytes == 0) return write_tensors(lowbit::gguf_writer::create(path, metadata, shapes), model, forms, source, progress);
+  const std::string prefix = path.ends_with(".gguf") ? path.substr(0, path.size() - 5) : path;
+  return write_tensors(lowbit::gguf_split_writer::create(prefix, metadata, shapes, part_bytes), model, forms, source, progress);
 }
 
 }  // namespace llm

@@ -1,5 +1,7 @@
 #include "hf_json.hpp"
 
+#include <lowbit/io/safetensors.hpp>
+
 #include <algorithm>
 #include <cmath>
 #include <unordered_map>
@@ -79,6 +81,7 @@ lowbit::result<pretokeniser> read_pretokeniser(std::string_view path, const json
 }  // namespace
 
 lowbit::result<json> parse_json(std::string_view path, std::string_view text) {
+  if (lowbit::detail::json_nesting(text) > 64) return fail(lowbit::errc::malformed, path, "is nested too deeply");
   json j = json::parse(text, nullptr, false);
   if (j.is_discarded()) return fail(lowbit::errc::malformed, path, "is not JSON");
   if (!j.is_object()) return fail(lowbit::errc::malformed, path, "is not a JSON object");
@@ -124,6 +127,7 @@ lowbit::result<vocabulary> read_hf_tokeniser(std::string_view path, const json& 
     v.kind = value_or(model, "byte_fallback", false) ? vocabulary_kind::sentencepiece : vocabulary_kind::byte_level;
 
     const json& words = model.at("vocab");
+    if (!words.is_object()) return fail(lowbit::errc::malformed, path, "the vocabulary is not an object");
     const json added = value_or(j, "added_tokens", json::array());
     const std::size_t limit = words.size() + added.size();  // ids are dense; so a huge one costs no memory
     std::unordered_map<std::string, int> ids;

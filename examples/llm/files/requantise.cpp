@@ -11,12 +11,13 @@ using lowbit::format_id;
 using lowbit::id_of;
 
 lowbit::result<format_id> format_named(const std::string& name) {
-  if (const auto id = lowbit::find_format(name)) return *id;
-  std::string known;
-  for (std::size_t i = 0; i < lowbit::format_count; ++i) {
-    const std::string_view n = lowbit::all_formats::specs[i]->name;
-    if (n.find("_g") == n.npos) known.append(n).append(", ");
+  if (const auto id = lowbit::find_format(name)) {
+    if (lowbit::spec_of_id(*id).is_writable()) return *id;
+    return lowbit::failure{lowbit::errc::unsupported, "format '" + name + "' is only read, not written"};
   }
+  std::string known;
+  for (const lowbit::format_spec* s : lowbit::readable_formats::specs)
+    if (s->name.find("_g") == s->name.npos && s->is_writable()) known.append(s->name).append(", ");
   return lowbit::failure{lowbit::errc::unsupported, "unknown format '" + name + "'; there are " + known +
                                                         "and s<b>_g<n> and u<b>_g<n> (symmetric and asymmetric) with 1 to 8 bits in groups of 32, 64 or 128"};
 }

@@ -39,10 +39,10 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
 }
 
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
-                                       const weight_source& source, const save_progress& progress) {
+                                       const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
   switch (container_of(model, format)) {
-    case container::gguf: return save_gguf(path, model, target_forms(format), lowbit::spec_of_id(format).name, source, progress);
+    case container::gguf: return save_gguf(path, model, target_forms(format), lowbit::spec_of_id(format).name, source, progress, part_bytes);
     case container::bitsandbytes:
     case container::compressed_tensors:
       return save_hf(path, model, target_forms(format), *lowbit::layout_for_format(lowbit::spec_of_id(format), lowbit::spec_of_id(format).block), source, progress);

@@ -1,4 +1,5 @@
-// Writing a model in another format, tensor by tensor: no more than one tensor is in memory, and the file only appears when it is whole.
+// Writing a model in another format, tensor by tensor: no more than one is in memory, of large ones only some rows where the file can be read
+// so (GGUF), and the file only appears when it is whole.
 #pragma once
 
 #include "requantise.hpp"
@@ -19,8 +20,9 @@ std::string_view name_of(container c) noexcept;
 requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::method method);
 
 /// Writes a .gguf file for formats that GGUF has, or else a Hugging Face folder; fails where there is no container. `source` gives the
-/// weights as plan_for says: from requantise() as they are needed, or from memory. Returns the bytes written.
+/// weights as plan_for says: from requantise() as they are needed, or from memory. With `part_bytes`, GGUF is written as several files
+/// (path-00001-of-….gguf) of at most so many bytes of tensors each. Returns the bytes written.
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
-                                       const weight_source& source, const save_progress& progress = {});
+                                       const weight_source& source, const save_progress& progress = {}, std::size_t part_bytes = 0);
 
 }  // namespace llm

@@ -14,8 +14,10 @@ using tensor_forms = std::function<lowbit::packed_view(const tensor&)>;
 tensor_forms target_forms(lowbit::format_id format);
 
 /// GGUF (gguf_save.cpp). `format` names what most matrices are. Factors of NVFP4 become tensors of their own, "blk.N.attn_q.scale".
+/// `source` is asked for a tensor of the model, or for a run of its rows. With `part_bytes`, several files of at most so many bytes of
+/// tensors each.
 lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, const tensor_forms& forms, std::string_view format,
-                                      const weight_source& source, const save_progress& progress);
+                                      const weight_source& source, const save_progress& progress, std::size_t part_bytes = 0);
 /// A Hugging Face folder (hf_save.cpp): matrices in `layout`, or without one plain floats.
 lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
                                     const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress);

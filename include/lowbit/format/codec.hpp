@@ -103,8 +103,19 @@ LOWBIT_ALWAYS_INLINE affine affine_of(const format_spec& s, const std::uint8_t* 
   return a;
 }
 
+/// The blocks of a row in the format's planes(): each recoded. Expects a format that is.
+inline void recode_row(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, std::uint8_t* out) noexcept {
+  const std::size_t count = s.row_blocks(cols), bytes = s.recode.into->bytes;
+  for (std::size_t b = 0; b < count; ++b) s.recode.decode(blocks + b * s.bytes, out + b * bytes);
+}
+
 /// Decodes one block: out[spec.block].
 inline void decode_block(const format_spec& s, const std::uint8_t* block, float* out) noexcept {
+  if (s.is_recoded()) {
+    std::uint8_t recoded[max_recoded_bytes];
+    s.recode.decode(block, recoded);
+    return decode_block(*s.recode.into, recoded, out);
+  }
   if (s.is_float()) {
     out[0] = read_scalar({s.element, 0}, block);
     return;

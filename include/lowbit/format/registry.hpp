@@ -5,6 +5,7 @@
 
 #include <lowbit/format/bitsandbytes.hpp>
 #include <lowbit/format/gguf.hpp>
+#include <lowbit/format/lattice.hpp>
 #include <lowbit/format/uniform.hpp>
 
 #include <optional>
@@ -45,17 +46,24 @@ using gguf_formats = format_list<q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k,
 using bitsandbytes_formats = format_list<nf4, fp4>;
 /// s1_g32 … u8_g128.
 using uniform_formats = detail::concat<detail::all_widths<32>, detail::all_widths<64>, detail::all_widths<128>>::type;
-/// All of them.
+/// All that are made of planes: those that any quantiser can write.
 using all_formats = detail::concat<float_formats, gguf_formats, bitsandbytes_formats, uniform_formats>::type;
+/// GGUF's types that are not, and run by being recoded.
+using recoded_formats = format_list<iq1_s, iq1_m, iq2_xxs, iq2_xs, iq2_s, iq3_xxs, iq3_s, tq1_0>;
+/// What those of lattices are recoded into.
+using lattice_level_formats = format_list<iq1_levels32, iq1_levels16, iq2_levels32, iq2_levels16, iq3_xxs_levels, iq3_s_levels>;
+/// Everything that a file may hold.
+using readable_formats = detail::concat<all_formats, recoded_formats>::type;
 
-/// The place of a format in all_formats: how data that are only known at run time name it.
+/// The place of a format in readable_formats: how data that are only known at run time name it.
 enum class format_id : std::uint8_t {};
 
+/// How many are made of planes; they come first.
 inline constexpr std::size_t format_count = all_formats::size;
 
-inline const format_spec& spec_of_id(format_id id) noexcept {
-  LOWBIT_EXPECTS(static_cast<std::size_t>(id) < format_count);
-  return *all_formats::specs[static_cast<std::size_t>(id)];
+constexpr const format_spec& spec_of_id(format_id id) noexcept {
+  LOWBIT_EXPECTS(static_cast<std::size_t>(id) < readable_formats::size);
+  return *readable_formats::specs[static_cast<std::size_t>(id)];
 }
 
 /// Calls f.template operator()<F>() for every format of a list, in order.
@@ -70,22 +78,22 @@ constexpr void visit_format(format_id id, F&& f) {
   [&]<block_format... Formats>(format_list<Formats...>) {
     std::size_t i = 0;
     (void)((i++ == static_cast<std::size_t>(id) && (f.template operator()<Formats>(), true)) || ...);
-  }(all_formats{});
+  }(readable_formats{});
 }
 
 /// The id of a type of the list.
 template <block_format F>
 constexpr format_id id_of() noexcept {
   std::size_t i = 0;
-  while (all_formats::specs[i] != &spec_of<F>) ++i;
+  while (readable_formats::specs[i] != &spec_of<F>) ++i;
   return static_cast<format_id>(i);
 }
 
 /// The format of that name, whatever its case ("Q4_K"), or nothing.
 constexpr std::optional<format_id> find_format(std::string_view name) noexcept {
   const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
-  for (std::size_t i = 0; i < format_count; ++i) {
-    const std::string_view known = all_formats::specs[i]->name;
+  for (std::size_t i = 0; i < readable_formats::size; ++i) {
+    const std::string_view known = readable_formats::specs[i]->name;
     bool same = known.size() == name.size();
     for (std::size_t k = 0; same && k < name.size(); ++k) same = known[k] == lower(name[k]);
     if (same) return static_cast<format_id>(i);
@@ -95,8 +103,8 @@ constexpr std::optional<format_id> find_format(std::string_view name) noexcept {
 
 /// The format with that GGUF type id, or nothing.
 constexpr std::optional<format_id> find_gguf_format(int type) noexcept {
-  for (std::size_t i = 0; i < format_count; ++i)
-    if (type >= 0 && all_formats::specs[i]->gguf == type) return static_cast<format_id>(i);
+  for (std::size_t i = 0; i < readable_formats::size; ++i)
+    if (type >= 0 && readable_formats::specs[i]->gguf == type) return static_cast<format_id>(i);
   return std::nullopt;
 }
 

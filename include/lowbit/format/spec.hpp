@@ -144,6 +144,19 @@ constexpr codebook make_codebook(unsigned size, const std::array<float, 16>& val
   return c;
 }
 
+struct format_spec;
+
+/// How the blocks of a format that is not made of planes (points of a lattice, digits of base 3) become blocks of one that is, which has
+/// as many weights in a block and the same values bit for bit. Whatever reads a format reads those.
+struct recoding {
+  const format_spec* into = nullptr;
+  void (*decode)(const std::uint8_t* block, std::uint8_t* out) noexcept = nullptr;  ///< into->bytes at `out`
+  void (*encode)(const std::uint8_t* block, std::uint8_t* out) noexcept = nullptr;  ///< from a block of `into`; null: the format is only read
+};
+
+/// The most bytes that a block has which another is recoded into.
+inline constexpr std::size_t max_recoded_bytes = 256;
+
 /// A block of weights. The value of weight i, in sub-block j, is
 ///   scale * sub_scale[j] * level(i) + minimum                     (no sub-minima), or
 ///   scale * sub_scale[j] * level(i) - minimum * sub_minimum[j],
@@ -165,8 +178,14 @@ struct format_spec {
   codebook values{};
   number element = number::none; ///< a plain float format: the weight itself, no codes
   unsigned unused_bits = 0;      ///< padding, said so that a forgotten bit is noticed
+  recoding recode{};             ///< of a format that is not planes: nothing else but name, block and bytes is given then
 
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool is_float() const noexcept { return element != number::none; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool is_recoded() const noexcept { return recode.into != nullptr; }
+  /// The format that describes the weights: this one, or the one that it is recoded into.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr const format_spec& planes() const noexcept { return is_recoded() ? *recode.into : *this; }
+  /// Whether weights can be written in it.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool is_writable() const noexcept { return !is_recoded() || recode.encode != nullptr; }
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr unsigned sub_block() const noexcept { return sub != 0 ? sub : block; }
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr unsigned sub_blocks() const noexcept { return block / sub_block(); }
   [[nodiscard]] constexpr unsigned levels() const noexcept { return values.present() ? values.size : 1u << codes.bits(); }
@@ -229,7 +248,7 @@ consteval unsigned unclaimed_bits(const format_spec& s) { return count_claims(s)
 /// The spec of a format, once its bits have been checked at compile time.
 template <block_format F>
 struct checked_spec {
-  static constexpr claims found = count_claims(F::spec);
+  static constexpr claims found = F::spec.is_recoded() ? claims{} : count_claims(F::spec);
   // A compiler may stop at the first that fails, so causes come before their consequences.
   static_assert(!found.miscounted, "lowbit: a plane of this format does not count as many elements as its field has");
   static_assert(!found.outside, "lowbit: a field of this format lies outside its block");
@@ -237,9 +256,11 @@ struct checked_spec {
   static_assert(found.unclaimed == F::spec.unused_bits, "lowbit: this format leaves bits that no field claims");
   static_assert(F::spec.block % F::spec.sub_block() == 0, "lowbit: the sub-blocks of this format do not divide its block");
   static_assert(F::spec.sub_blocks() <= max_sub_blocks, "lowbit: a block has at most 64 sub-blocks");
-  static_assert(F::spec.is_float() || (F::spec.codes.bits() >= 1 && F::spec.codes.bits() <= 8),
+  static_assert(!F::spec.is_recoded() || (F::spec.recode.into->block == F::spec.block && F::spec.recode.into->bytes <= max_recoded_bytes),
+                "lowbit: blocks are recoded into blocks of as many weights, in at most 256 bytes");
+  static_assert(F::spec.is_recoded() || F::spec.is_float() || (F::spec.codes.bits() >= 1 && F::spec.codes.bits() <= 8),
                 "lowbit: codes are 1 to 8 bits wide");
-  static_assert(F::spec.is_float() || F::spec.scale.present() != (F::spec.sub_number != number::none), "lowbit: a block of codes needs a scale");
+  static_assert(F::spec.is_recoded() || F::spec.is_float() || F::spec.scale.present() != (F::spec.sub_number != number::none), "lowbit: a block of codes needs a scale");
   static_assert(F::spec.sub_scale.bits() == 8 * size_of(F::spec.sub_number) || F::spec.sub_number == number::none,
                 "lowbit: sub-scales are as wide as the numbers that they are");
   static constexpr const format_spec& value = F::spec;

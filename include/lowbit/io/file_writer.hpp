@@ -15,7 +15,7 @@ namespace lowbit {
 namespace detail {
 /// Names of the temporaries that exist now, where a signal handler can read them.
 struct partial_files {
-  static constexpr std::size_t most = 8;
+  static constexpr std::size_t most = 64;
   struct entry {
     std::atomic<bool> used{false}, ready{false};
     std::array<char, 1024> path{};

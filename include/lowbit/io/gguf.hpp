@@ -22,28 +22,17 @@ struct gguf_type_info {
 /// The type with that id: lowbit's own formats, and those that it only knows the size of. Nothing for an unknown id.
 constexpr std::optional<gguf_type_info> find_gguf_type(std::uint32_t id) noexcept {
   if (const auto format = find_gguf_format(static_cast<int>(id))) {
-    const format_spec& s = *all_formats::specs[static_cast<std::size_t>(*format)];
+    const format_spec& s = spec_of_id(*format);
     return gguf_type_info{s.name, s.block, s.bytes};
   }
   switch (id) {
     case 9: return gguf_type_info{"q8_1", 32, 36};
     case 15: return gguf_type_info{"q8_k", 256, 292};
-    case 16: return gguf_type_info{"iq2_xxs", 256, 66};
-    case 17: return gguf_type_info{"iq2_xs", 256, 74};
-    case 18: return gguf_type_info{"iq3_xxs", 256, 98};
-    case 19: return gguf_type_info{"iq1_s", 256, 50};
-    case 21: return gguf_type_info{"iq3_s", 256, 110};
-    case 22: return gguf_type_info{"iq2_s", 256, 82};
     case 24: return gguf_type_info{"i8", 1, 1};
     case 25: return gguf_type_info{"i16", 1, 2};
     case 26: return gguf_type_info{"i32", 1, 4};
     case 27: return gguf_type_info{"i64", 1, 8};
     case 28: return gguf_type_info{"f64", 1, 8};
-    case 29: return gguf_type_info{"iq1_m", 256, 56};
-    case 34: return gguf_type_info{"tq1_0", 256, 54};
-    case 40: return gguf_type_info{"nvfp4", 64, 36};
-    case 41: return gguf_type_info{"q1_0", 128, 18};
-    case 42: return gguf_type_info{"q2_0", 64, 18};
     default: return std::nullopt;
   }
 }
@@ -53,7 +42,8 @@ struct gguf_tensor {
   std::string name;
   std::uint32_t type = 0;
   std::vector<std::uint64_t> dims;
-  std::span<const std::uint8_t> data;
+  std::span<const std::uint8_t> data;  ///< empty where only a header was read
+  std::size_t offset = 0, bytes = 0;   ///< of the data in the file; for a writer they do not count
 
   [[nodiscard]] std::uint64_t elements() const noexcept {
     std::uint64_t n = 1;
@@ -97,9 +87,10 @@ inline result<std::size_t> gguf_tensor_bytes(const gguf_tensor& t) {
 
 }  // namespace detail
 
-/// Parses a whole file. The spans in the result point into `file`.
-inline result<gguf_content> read_gguf(std::span<const std::uint8_t> file) {
-  byte_reader in(file);
+/// Parses what comes before the data of a file of `file_size` bytes. `beginning` may be the whole file or only its first bytes; where those
+/// do not hold the header it fails (truncated).
+inline result<gguf_content> read_gguf_header(std::span<const std::uint8_t> beginning, std::size_t file_size) {
+  byte_reader in(beginning);
   const auto magic = in.take(4);
   if (!in.ok() || std::memcmp(magic.data(), "GGUF", 4) != 0) return failure{errc::bad_magic, "not a GGUF file (no magic number)"};
   const auto version = in.read<std::uint32_t>();
@@ -158,11 +149,20 @@ inline result<gguf_content> read_gguf(std::span<const std::uint8_t> file) {
     if (!bytes) return bytes.error();
     if (offsets[i] != expected)
       return failure{errc::malformed, "tensor '" + t.name + "': offset " + std::to_string(offsets[i]) + " where " + std::to_string(expected) + " was due"};
-    if (start > file.size() || offsets[i] > file.size() - start || *bytes > file.size() - start - offsets[i])
+    if (start > file_size || offsets[i] > file_size - start || *bytes > file_size - start - offsets[i])
       return failure{errc::truncated, "tensor '" + t.name + "': its data end after the file"};
-    t.data = file.subspan(start + static_cast<std::size_t>(offsets[i]), *bytes);
+    t.offset = start + static_cast<std::size_t>(offsets[i]);
+    t.bytes = *bytes;
     expected = round_up(static_cast<std::size_t>(offsets[i]) + *bytes, content.alignment);
   }
+  return content;
+}
+
+/// Parses a whole file. The spans in the result point into `file`.
+inline result<gguf_content> read_gguf(std::span<const std::uint8_t> file) {
+  auto content = read_gguf_header(file, file.size());
+  if (content)
+    for (gguf_tensor& t : content->tensors) t.data = file.subspan(t.offset, t.bytes);
   return content;
 }
 

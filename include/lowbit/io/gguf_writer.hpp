@@ -1,7 +1,7 @@
 // Writing GGUF version 3 as a stream: metadata and tensor shapes first, then each tensor's bytes in turn. Never holds a tensor.
 #pragma once
 
-#include <lowbit/io/gguf.hpp>
+#include <lowbit/io/gguf_model.hpp>
 #include <lowbit/io/tensor_stream.hpp>
 
 namespace lowbit {
@@ -77,6 +77,71 @@ class gguf_writer : public tensor_stream {
         },
         array);
   }
+};
+
+/// The same in several files, which gguf_model and llama.cpp read as one: as many tensors in each as fit.
+class gguf_split_writer {
+ public:
+  /// Files prefix-00001-of-….gguf beside each other, none with more than `most_bytes` of tensors unless a single one is larger.
+  static result<gguf_split_writer> create(const std::filesystem::path& prefix, const gguf_metadata& metadata,
+                                          const std::vector<gguf_tensor>& tensors, std::size_t most_bytes) {
+    gguf_split_writer w;
+    std::size_t filled = 0;
+    std::vector<std::vector<gguf_tensor>> parts(1);
+    for (const gguf_tensor& t : tensors) {
+      const auto bytes = detail::gguf_tensor_bytes(t);
+      if (!bytes) return bytes.error();
+      if (filled != 0 && (*bytes > most_bytes || filled > most_bytes - *bytes)) {
+        parts.emplace_back();
+        filled = 0;
+      }
+      parts.back().push_back(t);
+      filled += *bytes;
+    }
+    if (parts.size() > 65535) return failure{errc::unsupported, "a GGUF model has at most 65535 parts, not " + std::to_string(parts.size())};
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      gguf_metadata m = i == 0 ? metadata : gguf_metadata();
+      if (const auto alignment = metadata.find<std::uint32_t>("general.alignment")) m.set("general.alignment", *alignment);
+      m.set("split.no", static_cast<std::uint16_t>(i));
+      m.set("split.count", static_cast<std::uint16_t>(parts.size()));
+      m.set("split.tensors.count", static_cast<std::int32_t>(tensors.size()));
+      auto part = gguf_writer::create(prefix.parent_path() / gguf_split_name(prefix.filename().string(), i, parts.size()), m, parts[i]);
+      if (!part) return std::move(part).error();
+      w.parts_.push_back(*std::move(part));
+    }
+    w.skip_complete();
+    return w;
+  }
+
+  /// As tensor_stream has it.
+  status append(std::span<const std::uint8_t> bytes) {
+    if (bytes.empty()) return done{};
+    LOWBIT_EXPECTS(at_ < parts_.size());
+    status s = parts_[at_].append(bytes);
+    skip_complete();
+    return s;
+  }
+  /// Makes all files appear. Expects that every declared tensor was appended.
+  status commit() {
+    for (gguf_writer& part : parts_)
+      if (status s = part.commit(); !s) return s;
+    return done{};
+  }
+  [[nodiscard]] std::size_t parts() const noexcept { return parts_.size(); }
+  /// Bytes of all files so far.
+  [[nodiscard]] std::size_t written() const noexcept {
+    std::size_t n = 0;
+    for (const gguf_writer& part : parts_) n += part.written();
+    return n;
+  }
+
+ private:
+  gguf_split_writer() = default;
+  void skip_complete() noexcept {
+    while (at_ < parts_.size() && parts_[at_].complete()) ++at_;
+  }
+  std::vector<gguf_writer> parts_;
+  std::size_t at_ = 0;
 };
 
 }  // namespace lowbit

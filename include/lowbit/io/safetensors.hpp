@@ -56,18 +56,8 @@ struct safetensors_content {
 
 namespace detail {
 
-/// Parses JSON that is not nested deeper than `deepest` and repeats no key in an object.
-inline result<nlohmann::ordered_json> parse_json(std::string_view text, const std::string& what, int deepest = 32) {
-  using event = nlohmann::ordered_json::parse_event_t;
-  std::vector<std::set<std::string>> keys;
-  std::string repeated;
-  const auto watch = [&](int, event what_comes, nlohmann::ordered_json& value) {
-    if (what_comes == event::object_start) keys.emplace_back();
-    else if (what_comes == event::object_end && !keys.empty()) keys.pop_back();
-    else if (what_comes == event::key && !keys.empty() && !keys.back().insert(value.get<std::string>()).second) repeated = value.get<std::string>();
-    return true;
-  };
-  // Nesting is bounded before parsing: the parser's own stack is the thing to protect.
+/// How deep arrays and objects are nested in a text, valid JSON or not.
+inline int json_nesting(std::string_view text) noexcept {
   int depth = 0, most = 0;
   bool quoted = false;
   for (std::size_t i = 0; i < text.size(); ++i) {
@@ -78,16 +68,37 @@ inline result<nlohmann::ordered_json> parse_json(std::string_view text, const st
     else if (text[i] == '{' || text[i] == '[') most = std::max(most, ++depth);
     else if (text[i] == '}' || text[i] == ']') --depth;
   }
-  if (most > deepest) return failure{errc::malformed, what + " is nested too deeply"};
-  auto json = nlohmann::ordered_json::parse(text.begin(), text.end(), watch, false);
+  return most;
+}
+
+/// Parses JSON that is not nested deeper than `deepest` and repeats no key in an object. nlohmann::ordered_json looks keys up one by one:
+/// where there may be many of them, take nlohmann::json.
+template <class Json = nlohmann::ordered_json>
+result<Json> parse_json(std::string_view text, const std::string& what, int deepest = 32) {
+  using event = typename Json::parse_event_t;
+  std::vector<std::set<std::string>> keys;
+  std::string repeated;
+  const auto watch = [&](int, event what_comes, Json& value) {
+    if (what_comes == event::object_start) keys.emplace_back();
+    else if (what_comes == event::object_end && !keys.empty()) keys.pop_back();
+    else if (what_comes == event::key && !keys.empty()) {
+      const std::string& key = *value.template get_ptr<const std::string*>();
+      if (!keys.back().insert(key).second) repeated = key;
+    }
+    return true;
+  };
+  // Nesting is bounded before parsing: the parser's own stack is the thing to protect.
+  if (json_nesting(text) > deepest) return failure{errc::malformed, what + " is nested too deeply"};
+  auto json = Json::parse(text.begin(), text.end(), watch, false);
   if (json.is_discarded()) return failure{errc::malformed, what + " is not valid JSON"};
   if (!repeated.empty()) return failure{errc::malformed, what + " has the key '" + repeated + "' twice"};
   return json;
 }
 
-inline std::optional<std::uint64_t> json_size(const nlohmann::ordered_json& v) {
-  if (!v.is_number_integer() || (!v.is_number_unsigned() && v.get<std::int64_t>() < 0)) return std::nullopt;
-  return v.get<std::uint64_t>();
+template <class Json>
+std::optional<std::uint64_t> json_size(const Json& v) {
+  if (!v.is_number_integer() || (!v.is_number_unsigned() && v.template get<std::int64_t>() < 0)) return std::nullopt;
+  return v.template get<std::uint64_t>();
 }
 
 }  // namespace detail
@@ -102,7 +113,7 @@ inline result<safetensors_content> read_safetensors(std::span<const std::uint8_t
   const auto head = in.take(static_cast<std::size_t>(length));
   const std::string_view text(reinterpret_cast<const char*>(head.data()), head.size());
   if (text.empty() || text[0] != '{') return failure{errc::bad_magic, "not a safetensors file (the header does not begin with '{')"};
-  auto parsed = detail::parse_json(text, "the safetensors header", 8);
+  auto parsed = detail::parse_json<nlohmann::json>(text, "the safetensors header", 8);
   if (!parsed) return std::move(parsed).error();
   const auto data = file.subspan(in.position());
 
@@ -168,6 +179,23 @@ inline result<safetensors_content> read_safetensors(std::span<const std::uint8_t
   return content;
 }
 
+/// Which file each tensor of a sharded model is in: the weight_map of its index, whose file names are not trusted. `what` names the index
+/// in failures.
+inline result<std::map<std::string, std::string>> read_shard_index(std::string_view text, const std::string& what) {
+  const auto json = detail::parse_json<nlohmann::json>(text, what);
+  if (!json) return json.error();
+  if (!json->is_object() || !json->contains("weight_map") || !(*json)["weight_map"].is_object())
+    return failure{errc::malformed, what + " has no weight_map"};
+  std::map<std::string, std::string> where;
+  for (const auto& [tensor, file] : (*json)["weight_map"].items()) {
+    const auto* const name = file.template get_ptr<const std::string*>();
+    if (name == nullptr || name->empty() || name->find_first_of(std::string_view("/\\\0", 3)) != name->npos || *name == "." || *name == "..")
+      return failure{errc::malformed, what + ": '" + (name != nullptr ? *name : std::string()) + "' is not the name of a file beside it"};
+    where.emplace(tensor, *name);
+  }
+  return where;
+}
+
 /// A model in one file or several, mapped.
 class safetensors_model {
  public:
@@ -186,22 +214,13 @@ class safetensors_model {
     auto index = mapped_file::open(path);
     if (!index) return std::move(index).error();
     const auto bytes = index->bytes();
-    const auto json = detail::parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path.string());
-    if (!json) return json.error();
-    if (!json->is_object() || !json->contains("weight_map") || !(*json)["weight_map"].is_object())
-      return failure{errc::malformed, path.string() + " has no weight_map"};
-    std::map<std::string, std::string> where;
+    const auto where = read_shard_index({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path.string());
+    if (!where) return where.error();
     std::set<std::string> files;
-    for (const auto& [tensor, file] : (*json)["weight_map"].items()) {
-      const std::string name = file.is_string() ? file.get<std::string>() : "";
-      if (name.empty() || name.find('/') != std::string::npos || name.find('\\') != std::string::npos || name.find('\0') != std::string::npos || name == "." || name == "..")
-        return failure{errc::malformed, path.string() + ": '" + name + "' is not the name of a file beside it"};
-      where[tensor] = name;
-      files.insert(name);
-    }
+    for (const auto& [tensor, file] : *where) files.insert(file);
     for (const std::string& name : files)
       if (status s = model.add(path.parent_path() / name); !s) return std::move(s).error();
-    for (const auto& [tensor, file] : where)
+    for (const auto& [tensor, file] : *where)
       if (model.find(tensor) == nullptr) return failure{errc::not_found, path.string() + ": tensor '" + tensor + "' is not in " + file};
     return model;
   }

@@ -26,9 +26,11 @@ class tensor_stream {
   }
   /// Finishes the file. Expects that every declared tensor was appended.
   status commit() {
-    LOWBIT_EXPECTS(next_ == pending_.size());
+    LOWBIT_EXPECTS(complete());
     return file_.commit();
   }
+  /// Whether every declared tensor was appended.
+  [[nodiscard]] bool complete() const noexcept { return next_ == pending_.size(); }
   /// The tensors' names in the order in which their data are to come.
   [[nodiscard]] std::vector<std::string> order() const {
     std::vector<std::string> names;

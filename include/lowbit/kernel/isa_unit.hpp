@@ -11,8 +11,9 @@ namespace detail {
 template <unsigned... B>
 constexpr auto ragged_formats(std::integer_sequence<unsigned, B...>) -> format_list<symmetric<B + 1, 40>...>;
 
-/// The formats of a unit that names none: the registry's, and uniform codes whose groups do not end on slabs.
-using unit_formats = lowbit::detail::concat<all_formats, decltype(ragged_formats(std::make_integer_sequence<unsigned, 8>{}))>::type;
+/// The formats of a unit that names none: the registry's with what its lattices are recoded into, and uniform codes whose groups do not end
+/// on slabs.
+using unit_formats = lowbit::detail::concat<all_formats, lattice_level_formats, decltype(ragged_formats(std::make_integer_sequence<unsigned, 8>{}))>::type;
 
 template <class Arch, block_format... F>
 constexpr unit unit_of(format_list<F...>) noexcept {

@@ -18,8 +18,11 @@ void dequantise(packed_view w, matrix_view<float> out, E& executor, const kernel
   const bool finished = w.inputs == nullptr && w.factor == 1.0;
   for_parts(executor, w.rows, 4, [&](std::size_t begin, std::size_t end) {
     std::vector<float> stored(finished ? 0 : w.cols);
+    aligned_buffer recoded(w.spec->is_recoded() ? w.spec->planes().row_bytes(w.cols) : 0);
     for (std::size_t r = begin; r < end; ++r) {
-      unit.dequantise_row(*w.spec, w.row(r), w.cols, finished ? out.row(r) : stored.data(), finished && streamed);
+      if (w.spec->is_recoded()) recode_row(*w.spec, w.row(r), w.cols, recoded.data());
+      unit.dequantise_row(w.spec->planes(), w.spec->is_recoded() ? recoded.data() : w.row(r), w.cols, finished ? out.row(r) : stored.data(),
+                          finished && streamed);
       if (!finished) finish_row(w, stored.data(), out.row(r));
     }
   });

@@ -26,6 +26,11 @@ struct packed_view {
   [[nodiscard]] std::size_t row_bytes() const noexcept { return spec->row_bytes(cols); }
   [[nodiscard]] const std::uint8_t* row(std::size_t r) const noexcept { return data + r * row_bytes(); }
   [[nodiscard]] std::size_t size_bytes() const noexcept { return rows * row_bytes(); }
+  /// Rows [first, first + count). Expects them to be there.
+  [[nodiscard]] packed_view middle_rows(std::size_t first, std::size_t count) const noexcept {
+    LOWBIT_EXPECTS(first <= rows && count <= rows - first);
+    return {spec, count, cols, row(first), inputs, factor};
+  }
 };
 
 /// The same, owned.

@@ -7,7 +7,7 @@
 
 namespace lowbit {
 
-/// A [rows, cols] matrix as panels. Movable; empty when default-constructed.
+/// A [rows, cols] matrix as panels, which it owns or views. Movable; empty when default-constructed.
 class panel_matrix {
  public:
   panel_matrix() = default;
@@ -16,31 +16,40 @@ class panel_matrix {
   /// uniform format. For other shapes of a user's own, compile a unit with them and pass it.
   template <executor E>
   static panel_matrix from(packed_view w, E& executor, const kernel::unit& unit = kernel::best_unit()) {
-    panel_matrix m;
-    m.spec_ = w.spec;
-    m.layout_ = kernel::layout_of(*w.spec);
-    m.rows_ = w.rows;
-    m.cols_ = w.cols;
+    panel_matrix m(*w.spec, w.rows, w.cols, unit);
     if (w.inputs != nullptr) m.inputs_.assign(w.inputs, w.inputs + w.cols);
     m.factor_ = static_cast<float>(w.factor);
-    m.unit_ = &unit;
-    m.products_ = unit.find(m.layout_.shape);
-    LOWBIT_EXPECTS(m.products_ != nullptr);
     const std::size_t panels = kernel::panel_count(w.rows);
-    m.bytes_ = aligned_buffer(panels * m.layout_.panel_bytes(w.cols));
-    LOWBIT_EXPECTS(m.bytes_.size() == panels * m.layout_.panel_bytes(w.cols));
+    m.bytes_ = aligned_buffer(m.size_bytes());
+    LOWBIT_EXPECTS(m.bytes_.size() == m.size_bytes());
     for_parts(executor, panels, 1, [&](std::size_t begin, std::size_t end) {
       aligned_buffer scratch(kernel::build_scratch_bytes(m.layout_));
+      if (w.spec->is_recoded()) return m.build_recoded(w, begin, end, scratch.data());
       unit.build_panels({w.spec, &m.layout_, w.data, w.row_bytes(), w.rows, w.cols, begin, end, m.bytes_.data(), scratch.data()});
     });
     return m;
   }
 
+  /// Panels that somebody else owns, and that outlive the matrix: what data() of another one had, perhaps on another machine. Expects
+  /// size_of(spec, rows, cols) bytes, aligned to 64. Columns are in the inputs' order, and the factor is 1.
+  static panel_matrix over(const format_spec& spec, std::size_t rows, std::size_t cols, std::span<const std::uint8_t> panels,
+                           const kernel::unit& unit = kernel::best_unit()) {
+    panel_matrix m(spec, rows, cols, unit);
+    LOWBIT_EXPECTS(panels.size() == m.size_bytes() && reinterpret_cast<std::uintptr_t>(panels.data()) % 64 == 0);
+    m.foreign_ = panels.data();
+    return m;
+  }
+
+  /// Bytes of the panels of a [rows, cols] matrix in a format.
+  static std::size_t size_of(const format_spec& spec, std::size_t rows, std::size_t cols) noexcept {
+    return kernel::panel_count(rows) * kernel::layout_of(spec.planes()).panel_bytes(cols);
+  }
+
   [[nodiscard]] const format_spec& spec() const noexcept { return *spec_; }
   [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
   [[nodiscard]] std::size_t cols() const noexcept { return cols_; }
-  [[nodiscard]] std::size_t size_bytes() const noexcept { return bytes_.size(); }
-  [[nodiscard]] const std::uint8_t* data() const noexcept { return bytes_.data(); }
+  [[nodiscard]] std::size_t size_bytes() const noexcept { return spec_ == nullptr ? 0 : kernel::panel_count(rows_) * layout_.panel_bytes(cols_); }
+  [[nodiscard]] const std::uint8_t* data() const noexcept { return foreign_ != nullptr ? foreign_ : bytes_.data(); }
   [[nodiscard]] const kernel::panel_layout& layout() const noexcept { return layout_; }
   [[nodiscard]] const kernel::unit& unit() const noexcept { return *unit_; }
   [[nodiscard]] const kernel::products& products() const noexcept { return *products_; }
@@ -50,12 +59,30 @@ class panel_matrix {
   [[nodiscard]] float factor() const noexcept { return factor_; }
 
  private:
+  panel_matrix(const format_spec& spec, std::size_t rows, std::size_t cols, const kernel::unit& unit)
+      : spec_(&spec), layout_(kernel::layout_of(spec.planes())), rows_(rows), cols_(cols), unit_(&unit), products_(unit.find(layout_.shape)) {
+    LOWBIT_EXPECTS(products_ != nullptr);
+  }
+
+  /// Panels of a format that is not planes: the rows of one panel at a time are recoded.
+  void build_recoded(packed_view w, std::size_t begin, std::size_t end, std::uint8_t* scratch) {
+    const format_spec& planes = w.spec->planes();
+    const std::size_t row_bytes = planes.row_bytes(w.cols), panel_bytes = layout_.panel_bytes(w.cols);
+    aligned_buffer rows(kernel::panel_rows * row_bytes);
+    for (std::size_t panel = begin; panel < end; ++panel) {
+      const std::size_t first = panel * kernel::panel_rows, count = w.rows - first < kernel::panel_rows ? w.rows - first : kernel::panel_rows;
+      for (std::size_t r = 0; r < count; ++r) recode_row(*w.spec, w.row(first + r), w.cols, rows.data() + r * row_bytes);
+      unit_->build_panels({&planes, &layout_, rows.data(), row_bytes, count, w.cols, 0, 1, bytes_.data() + panel * panel_bytes, scratch});
+    }
+  }
+
   const format_spec* spec_ = nullptr;
   kernel::panel_layout layout_{};
   std::size_t rows_ = 0, cols_ = 0;
   const kernel::unit* unit_ = nullptr;
   const kernel::products* products_ = nullptr;
   aligned_buffer bytes_;
+  const std::uint8_t* foreign_ = nullptr;  // instead of bytes_
   std::vector<std::uint32_t> inputs_;
   float factor_ = 1.0f;
 };

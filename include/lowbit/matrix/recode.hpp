@@ -144,20 +144,31 @@ class row_recoder {
 
 }  // namespace detail
 
+/// The same weights in their format's planes(). Expects a format that is not planes itself.
+template <executor E>
+packed_matrix in_planes(packed_view w, E& executor) {
+  packed_matrix out(w.spec->planes(), w.rows, w.cols);
+  if (w.inputs != nullptr) out.set_inputs({w.inputs, w.inputs + w.cols});
+  out.set_factor(w.factor);
+  for_parts(executor, w.rows, 4, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r) recode_row(*w.spec, w.row(r), w.cols, out.row(r));
+  });
+  return out;
+}
+
 /// The same values in format `to`, or nothing where it does not have them all. The order of the columns and the factor are kept; a float
-/// format gets the inputs' order and the factor multiplied in. Formats with integer sub-scales are only reached from themselves.
+/// format gets the inputs' order and the factor multiplied in. Formats with integer sub-scales, and those that
+/// are not planes, are only reached from themselves.
 template <executor E>
 std::optional<recoded> recode(packed_view from, const format_spec& to, E& executor, int exponent = 0) {
+  if (from.spec->is_recoded() && from.spec != &to && !to.is_float()) return recode(in_planes(from, executor).view(), to, executor, exponent);
   recoded out{packed_matrix(to, from.rows, from.cols), from.spec->codes.bits() == to.codes.bits() && !to.is_float()};
   std::atomic<bool> lost{false};
   if (to.is_float()) {
     for_parts(executor, from.rows, 4, [&](std::size_t begin, std::size_t end) {
       std::vector<float> values(from.cols);
       for (std::size_t r = begin; r < end && !lost; ++r) {
-        packed_view row = from;
-        row.rows = 1;
-        row.data = from.row(r);
-        decode(row, {values.data(), 1, from.cols});
+        decode(from.middle_rows(r, 1), {values.data(), 1, from.cols});
         for (std::size_t c = 0; c < from.cols; ++c) {
           const std::uint32_t bits = number_bits(to.element, values[c]);
           if (number_value(to.element, bits) != values[c] && !std::isnan(values[c])) lost = true;
@@ -174,7 +185,7 @@ std::optional<recoded> recode(packed_view from, const format_spec& to, E& execut
     std::copy(from.data, from.data + from.size_bytes(), out.weights.bytes().begin());
     return out;
   }
-  if (from.spec->is_float() || (to.sub_scale.present() && to.sub_number == number::none)) return std::nullopt;
+  if (from.spec->is_float() || from.spec->is_recoded() || to.is_recoded() || (to.sub_scale.present() && to.sub_number == number::none)) return std::nullopt;
   for_parts(executor, from.rows, 4, [&](std::size_t begin, std::size_t end) {
     detail::row_recoder carry(from, to, exponent, false);
     for (std::size_t r = begin; r < end && !lost; ++r)
@@ -188,7 +199,8 @@ std::optional<recoded> recode(packed_view from, const format_spec& to, E& execut
 /// anew. Nothing where it has not, or columns are out of order.
 template <executor E>
 std::optional<packed_matrix> recode_rounded(packed_view from, const format_spec& to, E& executor) {
-  if (from.inputs != nullptr || from.spec->is_float() || to.is_float() || (to.sub_scale.present() && to.sub_number == number::none)) return std::nullopt;
+  if (from.spec->is_recoded() && !to.is_recoded()) return recode_rounded(in_planes(from, executor).view(), to, executor);
+  if (from.inputs != nullptr || from.spec->is_float() || to.is_float() || to.is_recoded() || (to.sub_scale.present() && to.sub_number == number::none)) return std::nullopt;
   packed_matrix out(to, from.rows, from.cols);
   std::atomic<bool> lost{false};
   for_parts(executor, from.rows, 4, [&](std::size_t begin, std::size_t end) {
@@ -206,9 +218,9 @@ std::optional<packed_matrix> recode_rounded(packed_view from, const format_spec&
 template <executor E>
 std::optional<packed_matrix> runnable(packed_view w, E& executor, const kernel::unit& unit = kernel::best_unit()) {
   const format_spec& s = *w.spec;
-  const bool uniform = !s.is_float() && !s.values.present() && !s.sub_scale.present() && !s.minimum.present() && !s.codes.is_signed;
+  const bool uniform = !s.is_float() && !s.is_recoded() && !s.values.present() && !s.sub_scale.present() && !s.minimum.present() && !s.codes.is_signed;
   constexpr std::size_t longest = 256;
-  if (unit.find(kernel::layout_of(s).shape) != nullptr && (!uniform || s.block <= longest)) return std::nullopt;
+  if (unit.find(kernel::layout_of(s.planes()).shape) != nullptr && (!uniform || s.block <= longest)) return std::nullopt;
   if (uniform) {
     std::size_t group = s.block;
     for (std::size_t part = 128; group > longest && part >= 32; part /= 2)

@@ -56,8 +56,8 @@ constexpr format_id fallback_format(format_id wanted, std::size_t cols) noexcept
   constexpr std::pair<format_id, format_id> fallbacks[] = {
       {id_of<q2_k>(), id_of<q4_0>()},     {id_of<q3_k>(), id_of<q4_0>()},   {id_of<tq2_0>(), id_of<q4_0>()}, {id_of<q2_0>(), id_of<q4_0>()},
       {id_of<q1_0>(), id_of<q4_0>()},     {id_of<q4_k>(), id_of<q5_0>()},   {id_of<q5_k>(), id_of<q5_1>()},  {id_of<q6_k>(), id_of<q8_0>()},
-      {id_of<iq4_xs>(), id_of<iq4_nl>()}, {id_of<nvfp4>(), id_of<mxfp4>()}};
-  const auto divides = [&](format_id id) { return cols % all_formats::specs[static_cast<std::size_t>(id)]->block == 0; };
+      {id_of<iq4_xs>(), id_of<iq4_nl>()}, {id_of<nvfp4>(), id_of<mxfp4>()}, {id_of<tq1_0>(), id_of<q4_0>()}};
+  const auto divides = [&](format_id id) { return cols % spec_of_id(id).block == 0; };
   if (divides(wanted)) return wanted;
   for (const auto& [from, to] : fallbacks)
     if (from == wanted && divides(to)) return to;
@@ -95,7 +95,7 @@ constexpr format_id format_of_role(const mix_entry& e, std::string_view name, st
 
   const bool embedding = name == "token_embd.weight" || name == "per_layer_token_embd.weight";
   if (name == "output.weight" || (m.tied && embedding))
-    return cols % all_formats::specs[static_cast<std::size_t>(e.format)]->block != 0 || e.format == q8 ? q8 : q6;
+    return cols % spec_of_id(e.format).block != 0 || e.format == q8 ? q8 : q6;
   if (embedding) return is(mix::tq2_0) ? q4 : e.format;
 
   const bool fused = has("attn_qkv.weight");
@@ -148,7 +148,7 @@ constexpr bool quantised_by_mixes(std::string_view name, std::size_t dimensions)
 constexpr std::optional<format_id> mix_format(mix m, std::string_view name, std::size_t dimensions, std::size_t cols, const mix_model& model) noexcept {
   const mix_entry& e = entry_of(m);
   if (!quantised_by_mixes(name, dimensions)) return std::nullopt;
-  if (all_formats::specs[static_cast<std::size_t>(e.format)]->is_float()) return e.format;
+  if (spec_of_id(e.format).is_float()) return e.format;
   return fallback_format(detail::format_of_role(e, name, cols, model), cols);
 }
 

@@ -42,6 +42,7 @@ namespace detail {
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
 result<quantised> quantise_by(const format_spec& s, matrix_view<const float> weights, const Stats& stats, E& executor,
                               const typename Rounding::options& options = {}) {
+  if (!s.is_writable()) return failure{errc::unsupported, "format " + std::string(s.name) + " is only read"};
   if (auto bad = find_non_finite(weights)) return *std::move(bad);
   if (auto bad = find_other_shape(stats, weights.cols)) return *std::move(bad);
   quantised q{packed_matrix(s, weights.rows, weights.cols), {}};
@@ -50,8 +51,8 @@ result<quantised> quantise_by(const format_spec& s, matrix_view<const float> wei
 }
 }  // namespace detail
 
-/// Quantises a [out, in] matrix with what is known of its inputs. Fails on a weight that is not finite, naming its row and column, and
-/// where the statistics are of another number of channels than the matrix has.
+/// Quantises a [out, in] matrix with what is known of its inputs. Fails on a weight that is not finite, naming its row and column, where
+/// the statistics are of another number of channels than the matrix has, and (unsupported) where the format is only read.
 template <executor E>
 result<quantised> quantise(format_id id, method how, matrix_view<const float> weights, const layer_statistics& statistics, E& executor,
                            const feedback_options& feedback = {}) {

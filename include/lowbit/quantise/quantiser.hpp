@@ -100,6 +100,13 @@ struct known_inputs {
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
 rounding_report quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats& stats, packed_matrix& out, E& executor,
                               const typename Rounding::options& options = {}) {
+  if (s.is_recoded()) {
+    packed_matrix planes(s.planes(), w.rows, w.cols);
+    const rounding_report of_planes = quantise_rows<Fit, Rounding>(s.planes(), w, stats, planes, executor, options);
+    const std::size_t blocks = w.rows * s.row_blocks(w.cols);
+    for (std::size_t b = 0; b < blocks; ++b) s.recode.encode(planes.bytes().data() + b * s.planes().bytes, out.bytes().data() + b * s.bytes);
+    return of_planes;
+  }
   const auto state = Rounding::prepare(s, w.cols, stats, options, executor);
   rounding_report report = state.report;
   if (w.empty()) return report;
@@ -148,6 +155,7 @@ struct quantiser {
     static_assert(detail::has_all<Stats>(typename Fit::needs{}) && detail::has_all<Stats>(typename Rounding::needs{}) &&
                       (detail::has_all<Stats>(typename T::needs{}) && ...),
                   "lowbit: this quantiser needs calibration statistics that were not given");
+    static_assert(spec_of<F>.is_writable(), "lowbit: this format is only read");
     const matrix_view<const float> given = view(weights);
     if (auto bad = detail::find_non_finite(given)) return *std::move(bad);
     if (auto bad = detail::find_other_shape(stats, given.cols)) return *std::move(bad);

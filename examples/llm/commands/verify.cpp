@@ -1,0 +1,172 @@
+// `lowbit verify FILE`: a GGUF or safetensors file, or a folder of them, looked at to the last byte: its structure, every weight, and a hash
+// of every tensor.
+#include "commands.hpp"
+
+#include "../engine/thread_pool.hpp"
+
+#include <lowbit/io/gguf_model.hpp>
+#include <lowbit/io/integrity.hpp>
+#include <lowbit/io/safetensors.hpp>
+#include <lowbit/io/sha256.hpp>
+
+#include <fmt/core.h>
+#include <nlohmann/json.hpp>
+
+#include <filesystem>
+#include <mutex>
+
+namespace llm {
+namespace {
+
+using json = nlohmann::ordered_json;
+
+struct options {
+  std::string path;
+  bool allow_zero_blocks = false;
+};
+
+/// A tensor of any file: rows of a format where it has weights, bytes in any case.
+struct subject {
+  std::string name, type;
+  std::vector<std::uint64_t> shape;             // the slowest dimension first
+  std::size_t bytes = 0;
+  const lowbit::format_spec* spec = nullptr;    // null: integers and other types without weights
+  std::size_t rows = 0, cols = 0;
+  std::function<lowbit::result<lowbit::mapped_file>(std::size_t first, std::size_t bytes)> map;  // empty: `data` has them
+  std::span<const std::uint8_t> data;
+};
+
+struct verdict {
+  std::string sha256;
+  lowbit::weight_findings found;
+};
+
+const lowbit::format_spec* format_of_dtype(std::string_view dtype) {
+  if (dtype == "F32") return &lowbit::spec_of<lowbit::f32>;
+  if (dtype == "F16") return &lowbit::spec_of<lowbit::float16>;
+  if (dtype == "BF16") return &lowbit::spec_of<lowbit::bfloat16>;
+  return nullptr;
+}
+
+lowbit::result<std::vector<subject>> open_gguf_subjects(const std::string& path) {
+  auto opened = lowbit::gguf_model::open(path);
+  if (!opened) return std::move(opened).error();
+  const auto model = std::make_shared<const lowbit::gguf_model>(*std::move(opened));
+  std::vector<subject> all;
+  for (const lowbit::gguf_model::tensor& t : model->tensors()) {
+    subject s;
+    s.name = t.name;
+    s.type = lowbit::find_gguf_type(t.type)->name;
+    s.shape.assign(t.dims.rbegin(), t.dims.rend());
+    s.bytes = t.bytes;
+    if (const auto format = lowbit::find_gguf_format(static_cast<int>(t.type)); format && !t.dims.empty()) {
+      s.spec = &lowbit::spec_of_id(*format);
+      s.cols = static_cast<std::size_t>(t.dims[0]);
+      s.rows = static_cast<std::size_t>(t.elements()) / s.cols;
+    }
+    s.map = [model, &t](std::size_t first, std::size_t bytes) { return model->map(t, first, bytes); };
+    all.push_back(std::move(s));
+  }
+  return all;
+}
+
+lowbit::result<std::vector<subject>> open_safetensors_subjects(const std::string& path) {
+  auto opened = lowbit::safetensors_model::open(path);
+  if (!opened) return std::move(opened).error();
+  const auto model = std::make_shared<const lowbit::safetensors_model>(*std::move(opened));
+  std::vector<subject> all;
+  for (const lowbit::safetensor& t : model->tensors()) {
+    subject s{t.name, t.dtype, t.shape, t.data.size(), format_of_dtype(t.dtype), 1, 1, {}, t.data};
+    if (!t.shape.empty()) s.cols = static_cast<std::size_t>(t.shape.back());
+    for (std::size_t i = 0; i + 1 < t.shape.size(); ++i) s.rows *= static_cast<std::size_t>(t.shape[i]);
+    s.map = [model](std::size_t, std::size_t) -> lowbit::result<lowbit::mapped_file> { return lowbit::mapped_file{}; };
+    all.push_back(std::move(s));
+  }
+  return all;
+}
+
+/// Reads the tensor once, some rows at a time.
+lowbit::result<verdict> examine(const subject& s) {
+  constexpr std::size_t at_once = std::size_t{16} << 20;
+  const std::size_t row = s.spec != nullptr ? s.spec->row_bytes(s.cols) : 1, step = std::max<std::size_t>(1, at_once / std::max<std::size_t>(row, 1)) * row;
+  verdict v;
+  lowbit::sha256 hash;
+  for (std::size_t at = 0; at < s.bytes; at += step) {
+    const std::size_t bytes = std::min(step, s.bytes - at);
+    auto part = s.map(at, bytes);
+    if (!part) return std::move(part).error();
+    const auto data = s.data.empty() ? part->bytes() : s.data.subspan(at, bytes);
+    hash.update(data);
+    if (s.spec != nullptr) v.found.append(lowbit::find_in_weights({s.spec, bytes / row, s.cols, data.data()}), at / row);
+  }
+  v.sha256 = hash.finish();
+  return v;
+}
+
+/// One line for each kind of finding of a tensor.
+std::vector<std::pair<std::string, bool>> lines_of(const subject& s, const lowbit::weight_findings& f, bool allow_zero_blocks) {
+  std::vector<std::pair<std::string, bool>> lines;
+  const bool floats = s.spec != nullptr && s.spec->is_float();
+  const auto add = [&](const lowbit::weight_findings::kind& k, const char* things, const char* what, bool counts) {
+    if (k.count != 0)
+      lines.emplace_back(fmt::format("{}: {} {} {}, the first at row {}, column {}", s.name, k.count, things, what, k.row, k.col), counts);
+  };
+  add(f.not_finite, floats ? "weights" : "blocks", floats ? "are NaN or infinite" : "have a scale or minimum that is NaN or infinite", true);
+  add(f.out_of_range, "blocks", "have a code, zero-point or scale out of range", true);
+  add(f.zero, floats ? "rows" : "blocks", "are all zero", !allow_zero_blocks);
+  return lines;
+}
+
+lowbit::status run(const options& o, const common_options& common) {
+  std::error_code ignored;
+  const std::filesystem::path p{o.path};
+  const bool safetensors = std::filesystem::is_directory(p, ignored) || p.extension() == ".safetensors" || p.extension() == ".json";
+  const auto subjects = safetensors ? open_safetensors_subjects(o.path) : open_gguf_subjects(o.path);
+  if (!subjects) return subjects.error();
+
+  thread_pool threads{common.threads};
+  std::vector<verdict> verdicts(subjects->size());
+  std::optional<lowbit::failure> problem;
+  std::mutex guard;
+  threads.run(subjects->size(), [&](std::size_t i) {
+    auto v = examine((*subjects)[i]);
+    const std::lock_guard lock{guard};
+    if (v) verdicts[i] = *std::move(v);
+    else problem = std::move(v).error();
+  });
+  if (problem) return *problem;
+
+  std::size_t findings = 0;
+  json tensors = json::array(), list = json::array();
+  std::vector<std::string> lines;
+  for (std::size_t i = 0; i < subjects->size(); ++i) {
+    const subject& s = (*subjects)[i];
+    tensors.push_back({{"name", s.name}, {"type", s.type}, {"shape", s.shape}, {"bytes", s.bytes}, {"sha256", verdicts[i].sha256}});
+    if (!common.json) fmt::print("{}  {:<8} {}\n", verdicts[i].sha256, s.type, s.name);
+    for (auto& [line, counts] : lines_of(s, verdicts[i].found, o.allow_zero_blocks)) {
+      findings += counts;
+      list.push_back({{"tensor", s.name}, {"what", line}, {"is_error", counts}});
+      lines.push_back(std::move(line));
+    }
+  }
+  if (common.json) {
+    fmt::print("{}\n", json{{"file", o.path}, {"tensors", tensors}, {"findings", list}}.dump(2, ' ', false, json::error_handler_t::replace));
+  } else {
+    for (const std::string& line : lines) fmt::print("{}\n", line);
+  }
+  if (findings != 0) return lowbit::failure{lowbit::errc::bad_value, fmt::format("{}: {} findings in {} tensors", o.path, findings, subjects->size())};
+  if (!common.json) fmt::print("{}: {} tensors, nothing found\n", o.path, subjects->size());
+  return lowbit::done{};
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app, const common_options& common, action& chosen) {
+  const auto o = std::make_shared<options>();
+  CLI::App* c = app.add_subcommand("verify", "Check a model file to the last byte, and hash its tensors");
+  c->add_option("file", o->path, "A .gguf or .safetensors file, or a Hugging Face folder")->required();
+  c->add_flag("--allow-zero-blocks", o->allow_zero_blocks, "Blocks of nothing but zeros are normal in this model: say how many, without an error");
+  c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
+}
+
+}  // namespace llm

@@ -1,0 +1,53 @@
+// What the fuzz targets share. Each target defines fuzz_one(), which must neither crash nor hang nor allocate beyond its input, whatever
+// the bytes. Under libFuzzer (preset `fuzz`) it is driven by coverage; otherwise replay.cpp runs it over the stored corpus.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+/// Reads `input` with the reader under test.
+void fuzz_one(std::span<const std::uint8_t> input);
+
+namespace lowbit::fuzz {
+
+inline std::string_view text_of(std::span<const std::uint8_t> input) { return {reinterpret_cast<const char*>(input.data()), input.size()}; }
+
+/// Stops the run: a reader accepted what contradicts itself.
+inline void require(bool holds) {
+  if (!holds) std::abort();
+}
+
+/// Reads every byte of a span, so that one that reaches too far is noticed.
+inline void touch(std::span<const std::uint8_t> bytes) {
+  unsigned sum = 0;
+  for (const std::uint8_t b : bytes) sum += b;
+  volatile unsigned sink = sum;
+  (void)sink;
+}
+
+/// Bytes as a file that readers can open by path; it lives in memory, and as long as the object.
+class memory_file {
+ public:
+  explicit memory_file(std::span<const std::uint8_t> bytes) : fd_(::memfd_create("fuzz", MFD_CLOEXEC)) {
+    while (!bytes.empty()) {
+      const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
+      require(n > 0);
+      bytes = bytes.subspan(static_cast<std::size_t>(n));
+    }
+  }
+  memory_file(const memory_file&) = delete;
+  ~memory_file() { ::close(fd_); }
+  [[nodiscard]] std::string path() const { return "/proc/self/fd/" + std::to_string(fd_); }
+
+ private:
+  int fd_;
+};
+
+}  // namespace lowbit::fuzz

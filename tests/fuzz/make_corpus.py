@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Writes the seeds of the fuzz targets' corpora: small good files of every kind, and one bad file for each thing that can be wrong.
+Files that fuzzing found later lie beside them. Usage: make_corpus.py tests/fuzz/corpus"""
+import json
+import pathlib
+import struct
+import sys
+
+root = pathlib.Path(sys.argv[1])
+
+
+def save(reader, name, data):
+    folder = root / reader
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+# GGUF ------------------------------------------------------------------------------------------------------------------------------
+def string(s):
+    s = s if isinstance(s, bytes) else s.encode()
+    return struct.pack("<Q", len(s)) + s
+
+
+FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
+
+
+def value(kind, v):
+    return string(v) if kind == 8 else struct.pack("<" + FORMATS[kind], v)
+
+
+def key(name, kind, v):
+    return string(name) + struct.pack("<i", kind) + value(kind, v)
+
+
+def array(name, kind, items):
+    return string(name) + struct.pack("<iiQ", 9, kind, len(items)) + b"".join(value(kind, v) for v in items)
+
+
+# id: (weights, bytes) of a block
+TYPES = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36), 10: (256, 84), 11: (256, 110),
+         12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50),
+         20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
+         29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18), 42: (64, 18)}
+
+
+def size_of(dims, kind):
+    n = 1
+    for d in dims:
+        n *= d
+    weights, size = TYPES[kind]
+    return n // weights * size
+
+
+def gguf(keys=(), tensors=(), alignment=32, magic=b"GGUF", version=3, fill=0x11, tail=0, counts=None):
+    """tensors: (name, dims, type[, offset])"""
+    out = magic + struct.pack("<I", version) + struct.pack("<QQ", *(counts or (len(tensors), len(keys)))) + b"".join(keys)
+    data = b""
+    for t in tensors:
+        name, dims, kind = t[:3]
+        offset = t[3] if len(t) > 3 else len(data)
+        out += string(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in dims) + struct.pack("<IQ", kind, offset)
+        if kind in TYPES and all(d < 1 << 20 for d in dims):
+            data += bytes([fill]) * size_of(dims, kind)
+            data += b"\0" * (-len(data) % alignment)
+    out += b"\0" * (-len(out) % alignment)
+    return (out + data)[:len(out) + len(data) + tail] if tail <= 0 else out + data + b"\0" * tail
+
+
+every_key = [key(f"k{kind}", kind, "text" if kind == 8 else 1) for kind in list(range(9)) + [10, 11, 12]]
+every_array = [array(f"a{kind}", kind, ["x", ""] if kind == 8 else [1, 0]) for kind in list(range(9)) + [10, 11, 12]]
+save("gguf", "empty", gguf())
+save("gguf", "every_metadata_type", gguf(every_key + every_array))
+save("gguf", "every_tensor_type", gguf([], [(f"t{k}", [w, 2], k) for k, (w, _) in TYPES.items()]))
+save("gguf", "alignment_64", gguf([key("general.alignment", 4, 64)], [("a", [3], 0), ("b", [32, 2, 2, 2], 2)], 64))
+save("gguf", "split", gguf([key("split.no", 2, 0), key("split.count", 2, 2), key("split.tensors.count", 5, 2)], [("a", [3], 0)]))
+w = ("w", [32, 2], 2)
+for name, data in {
+    "bad_magic": gguf([], [w], magic=b"GGML"), "bad_version_1": gguf([], [w], version=1), "bad_big_endian": gguf([], [w], version=3 << 24),
+    "bad_tensor_count": gguf([], [w], counts=(1 << 60, 0)), "bad_key_count": gguf([], [w], counts=(1, (1 << 64) - 1)),
+    "bad_empty_key": gguf([key("", 4, 1)]), "bad_repeated_key": gguf([key("k", 4, 1)] * 2), "bad_key_type": gguf([string("k") + struct.pack("<ii", 13, 0)]),
+    "bad_boolean": gguf([key("k", 7, 2)]), "bad_nested_array": gguf([string("k") + struct.pack("<iiQ", 9, 9, 1) + bytes(12)]),
+    "bad_array_length": gguf([string("k") + struct.pack("<iiQ", 9, 6, 1 << 62)]), "bad_string_length": gguf([struct.pack("<Q", 1 << 63) + b"k"]),
+    "bad_alignment_0": gguf([key("general.alignment", 4, 0)], [w]), "bad_alignment_24": gguf([key("general.alignment", 4, 24)], [w]),
+    "bad_alignment_2g": gguf([key("general.alignment", 4, 1 << 31)], [w]), "bad_alignment_type": gguf([key("general.alignment", 6, 32.0)], [w]),
+    "bad_long_name": gguf([], [("n" * 64, [32], 2)]), "bad_repeated_tensor": gguf([], [w, w]), "bad_rank_5": gguf([], [("w", [32, 1, 1, 1, 1], 2)]),
+    "bad_tensor_type": gguf([], [("w", [32], 4)]), "bad_tensor_type_huge": gguf([], [("w", [32], 0xffffffff)]),
+    "bad_zero_dimension": gguf([], [("w", [32, 0], 2)]), "bad_half_block": gguf([], [("w", [33], 2)]),
+    "bad_element_overflow": gguf([], [("w", [1 << 40, 1 << 40], 0)]), "bad_byte_overflow": gguf([], [("w", [1 << 61, 2], 28)]),
+    "bad_huge_dimension": gguf([], [("w", [32, 1 << 50], 2)]), "bad_offset_hole": gguf([], [("w", [32], 2, 32)]),
+    "bad_offset_overlap": gguf([], [w, ("v", [32], 2, 0)]), "bad_offset_huge": gguf([], [("w", [32], 2, (1 << 64) - 32)]),
+    "bad_short_data": gguf([], [w], tail=-32), "good_trailing_bytes": gguf([], [w], tail=5),
+}.items():
+    save("gguf", name, data)
+
+words = ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u2581", "\u2581a"] + [f"<0x{i:02X}>" for i in (0x31, 0x32, 0xc3)]
+kinds = [2, 3, 3, 1, 1, 1, 1, 1, 6, 6, 6]
+model_keys = [key("general.architecture", 8, "llama"), key("llama.block_count", 4, 1), key("llama.context_length", 4, 16),
+              key("llama.embedding_length", 4, 4), key("llama.feed_forward_length", 4, 6), key("llama.attention.head_count", 4, 2),
+              key("llama.attention.layer_norm_rms_epsilon", 6, 1e-5)]
+sentence = [key("tokenizer.ggml.model", 8, "llama"), array("tokenizer.ggml.tokens", 8, words), array("tokenizer.ggml.token_type", 5, kinds),
+            array("tokenizer.ggml.scores", 6, [-float(i) for i in range(len(words))]), key("tokenizer.ggml.bos_token_id", 4, 1)]
+bytes_ = [key("tokenizer.ggml.model", 8, "gpt2"), key("tokenizer.ggml.pre", 8, "smollm"), array("tokenizer.ggml.tokens", 8, ["a", "b", "ab", "\u0120"] + words[:3]),
+          array("tokenizer.ggml.token_type", 5, [1, 1, 1, 1, 3, 3, 3]), array("tokenizer.ggml.merges", 8, ["a b", "\u0120 a"])]
+layer = [("token_embd.weight", [4, 11], 0), ("output_norm.weight", [4], 0), ("blk.0.attn_norm.weight", [4], 0), ("blk.0.attn_q.weight", [4, 4], 1),
+         ("blk.0.attn_k.weight", [4, 4], 30), ("blk.0.attn_v.weight", [4, 4], 0), ("blk.0.attn_output.weight", [4, 4], 0), ("blk.0.ffn_norm.weight", [4], 0),
+         ("blk.0.ffn_gate.weight", [4, 6], 0), ("blk.0.ffn_up.weight", [4, 6], 0), ("blk.0.ffn_down.weight", [6, 4], 0)]
+save("gguf_model", "sentencepiece", gguf(model_keys + sentence, layer))
+save("gguf_model", "byte_level", gguf(model_keys + bytes_, layer + [("rope_freqs.weight", [1], 0)]))
+save("gguf_model", "bad_missing_tensors", gguf(model_keys + sentence, [("token_embd.weight", [256, 11], 17), ("blk.0.attn_q.weight", [256, 2], 19)]))
+save("gguf_model", "bad_no_tokens", gguf(model_keys + sentence[:1], layer))
+save("gguf_model", "bad_scores", gguf(model_keys + sentence[:3] + [array("tokenizer.ggml.scores", 6, [0.0])], layer))
+save("gguf_model", "bad_token_type", gguf(model_keys + sentence[:2] + [array("tokenizer.ggml.token_type", 5, [7] * 11)], layer))
+save("gguf_model", "bad_heads_0", gguf([k if b"head_count" not in k else key("llama.attention.head_count", 4, 0) for k in model_keys] + sentence, layer))
+save("gguf_model", "bad_layers", gguf([k if b"block_count" not in k else key("llama.block_count", 4, 1 << 24) for k in model_keys] + sentence, layer))
+save("gguf_model", "bad_rank_3", gguf(model_keys + sentence, [("token_embd.weight", [4, 11, 2], 0)]))
+
+
+# safetensors -----------------------------------------------------------------------------------------------------------------------
+def safetensors(header, data=0, length=None):
+    text = header if isinstance(header, bytes) else header.encode() if isinstance(header, str) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(data)
+
+
+def tensor(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+        "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64}
+every, at = {"__metadata__": {"format": "pt"}}, 0
+for dtype, bits in BITS.items():
+    every[dtype] = tensor(dtype, [2, 4], at, at + bits)
+    at += bits
+save("safetensors", "every_dtype", safetensors(every, at))
+save("safetensors", "empty", safetensors("{}"))
+save("safetensors", "scalar_and_nothing", safetensors({"s": tensor("F32", [], 0, 4), "n": tensor("F32", [3, 0], 4, 4)}, 4))
+one = tensor("F32", [1], 0, 4)
+for name, data in {
+    "bad_length_huge": safetensors("{}", length=1 << 62), "bad_length_100m": safetensors("{}", length=100_000_001), "bad_length_past_end": safetensors("{}", length=3),
+    "bad_no_brace": safetensors(" {}"), "bad_json": safetensors("{"), "bad_utf8": safetensors(b'{"\xff":1}'), "bad_deep": safetensors('{"a":' + "[" * 3000 + "}"),
+    "bad_repeated": safetensors('{"a":%s,"a":%s}' % (json.dumps(one), json.dumps(one)), 4), "bad_tail": safetensors({"a": one}, 5),
+    "bad_short": safetensors({"a": one}, 3), "bad_overlap": safetensors({"a": one, "b": tensor("F32", [1], 2, 6)}, 6),
+    "bad_hole": safetensors({"a": one, "b": tensor("F32", [1], 8, 12)}, 12), "bad_dtype": safetensors({"a": tensor("F33", [1], 0, 4)}, 4),
+    "bad_size": safetensors({"a": tensor("F32", [2], 0, 4)}, 4), "bad_negative": safetensors({"a": tensor("F32", [-1], 0, 4)}, 4),
+    "bad_fraction": safetensors({"a": tensor("F32", [1.5], 0, 4)}, 4), "bad_overflow": safetensors({"a": tensor("F32", [1 << 32, 1 << 32], 0, 4)}, 4),
+    "bad_half_byte": safetensors({"a": tensor("F4", [3], 0, 2)}, 2), "bad_range": safetensors({"a": tensor("F32", [1], 4, 0)}, 4),
+    "bad_range_huge": safetensors({"a": tensor("U8", [1], (1 << 64) - 1, 1 << 63)}, 4), "bad_missing": safetensors({"a": {"dtype": "F32", "shape": [1]}}, 4),
+    "bad_extra": safetensors({"a": {**one, "more": 1}}, 4), "bad_kind": safetensors({"a": 7}), "bad_metadata": safetensors({"__metadata__": {"k": 1}}),
+    "bad_metadata_kind": safetensors({"__metadata__": []}), "bad_array": safetensors("[]"),
+}.items():
+    save("safetensors", name, data)
+
+index = {"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+save("shard_index", "good", json.dumps(index))
+for name, file in {"parent": "../a", "absolute": "/etc/passwd", "dots": "..", "dot": ".", "empty": "", "backslash": "..\\a", "nul": "a\0b", "number": 7}.items():
+    save("shard_index", "bad_" + name, json.dumps({"weight_map": {"a": file}}))
+save("shard_index", "bad_no_map", "{}")
+save("shard_index", "bad_map_kind", '{"weight_map":[]}')
+save("shard_index", "bad_deep", "[" * 3000)
+save("shard_index", "bad_repeated", '{"weight_map":{"a":"x","a":"y"}}')
+
+# Hugging Face's JSON -----------------------------------------------------------------------------------------------------------------
+config = {"model_type": "llama", "vocab_size": 11, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1, "num_attention_heads": 2,
+          "num_key_value_heads": 1, "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+save("hf_config", "good", json.dumps(config))
+save("hf_config", "llama3", json.dumps({**config, "rope_scaling": llama3}))
+save("hf_config", "rope_parameters", json.dumps({**config, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}))
+for name, change in {"heads_0": {"num_attention_heads": 0}, "heads_text": {"num_attention_heads": "2"}, "hidden_huge": {"hidden_size": 1 << 63},
+                     "hidden_negative": {"hidden_size": -4}, "layers_float": {"num_hidden_layers": 1e300}, "type": {"model_type": "gpt2"},
+                     "epsilon": {"rms_norm_eps": "x"}, "scaling": {"rope_scaling": {"rope_type": "yarn"}}, "scaling_kind": {"rope_scaling": 3},
+                     "llama3_missing": {"rope_scaling": {"rope_type": "llama3"}}, "llama3_negative": {"rope_scaling": {**llama3, "factor": -8}},
+                     "head_dim": {"head_dim": 1 << 25}}.items():
+    save("hf_config", "bad_" + name, json.dumps({**config, **change}))
+save("hf_config", "bad_deep", '{"a":' + "[" * 3000)
+save("hf_config", "bad_kind", "[]")
+
+bpe = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u0120": 3}, "merges": ["a b", ["\u0120", "a"]]},
+       "added_tokens": [{"id": 4, "content": "<s>", "special": True}], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+       "bos_token": "<s>", "add_bos_token": True}
+fallback = {"model": {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "vocab": {w: i for i, w in enumerate(words)}, "merges": ["a b", "\u2581 a"]},
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}]}, "bos_token_id": 1}
+save("hf_tokeniser", "byte_level", json.dumps(bpe))
+save("hf_tokeniser", "smollm", json.dumps({**bpe, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, bpe["pre_tokenizer"]]}}))
+save("hf_tokeniser", "byte_fallback", json.dumps(fallback))
+for name, change in {"no_model": {"model": None}, "vocab_kind": {"model": {**bpe["model"], "vocab": [1]}}, "id_huge": {"model": {**bpe["model"], "vocab": {"a": 1 << 40}}},
+                     "id_negative": {"model": {**bpe["model"], "vocab": {"a": -1}}}, "id_text": {"model": {**bpe["model"], "vocab": {"a": "x"}}},
+                     "merges": {"model": {**bpe["model"], "merges": [[1]]}}, "added": {"added_tokens": [{"id": 1}]}, "type": {"model": {**bpe["model"], "type": "WordPiece"}},
+                     "cutter": {"pre_tokenizer": {"type": "Whitespace"}}, "bos": {"bos_token": 7}}.items():
+    save("hf_tokeniser", "bad_" + name, json.dumps({**bpe, **change}))
+
+
+# llama2.c --------------------------------------------------------------------------------------------------------------------------
+def llama2c(dim=4, hidden=6, layers=1, heads=2, kv=1, vocabulary=3, positions=4, cut=0, piece=None):
+    head = struct.pack("<7i", dim, hidden, layers, heads, kv, vocabulary, positions)
+    floats = 0
+    if 0 < dim < 64 and 0 < layers < 64 and abs(vocabulary) < 64 and heads > 0 and dim % heads == 0:
+        size, kv_size, v = dim // heads, dim // heads * kv, abs(vocabulary)
+        floats = v * dim + layers * (2 * dim + 2 * dim * dim + 2 * kv_size * dim + 3 * dim * hidden) + dim + positions * size + (v * dim if vocabulary < 0 else 0)
+    tokenizer = struct.pack("<i", 5) + b"".join(struct.pack("<fi", 0.0, len(p) if piece is None else piece) + p for p in (b"<unk>", b"<s>", b"</s>")[:max(0, abs(vocabulary))])
+    body = head + bytes(4 * floats)
+    return body[:len(body) - cut] + tokenizer + struct.pack("<I", len(tokenizer))
+
+
+save("llama2c", "tied", llama2c())
+save("llama2c", "with_head", llama2c(vocabulary=-3))
+for name, data in {"dim_0": llama2c(dim=0), "negative": llama2c(hidden=-6), "huge": llama2c(dim=1 << 24, hidden=1 << 24, layers=1 << 24), "heads": llama2c(heads=3),
+                   "kv": llama2c(kv=3), "cut": llama2c(cut=4), "vocabulary": llama2c(vocabulary=-(1 << 31)), "piece": llama2c(piece=-1), "piece_huge": llama2c(piece=1 << 30)}.items():
+    save("llama2c", "bad_" + name, data)
