@@ -85,6 +85,8 @@ TEST_CASE("verify hashes good files and names what is wrong with bad ones") {
   REQUIRE(run("quantise " + model + " " + folder / "hf" + " --format nf4").code == 0);
   CHECK(run("verify " + folder / "hf").code == 0);
   check_refused("verify " + model, {"tiny.bin", "not a GGUF file"});
+  check_refused("quantise " + model + " " + folder / "parts" + " --format nf4 --split 1K", {"nf4", "only GGUF is written in parts"});
+  CHECK(!std::filesystem::exists(folder / "parts"));
 }
 
 TEST_CASE("a cache of panels is made, used, and made again when the model changes") {
@@ -114,6 +116,10 @@ TEST_CASE("a cache of panels is made, used, and made again when the model change
   const std::string changed = text(generate);
   CHECK(text(generate + " --cache") == changed);
   CHECK(read_bytes(cache) != good);
+  // Of the model as stored only: weights that are quantised as they are loaded neither come from it nor go into it.
+  const std::string before = read_bytes(cache);
+  CHECK(text(generate + " --quantise q4_0 --cache") == text(generate + " --quantise q4_0"));
+  CHECK(read_bytes(cache) == before);
 }
 
 TEST_CASE("bad input gets one line and exit code 2") {

@@ -45,6 +45,34 @@ TEST_CASE("matrices in the cache are those that were written, in every kind of f
   CHECK(!cache.find("none", spec_of<q4_k>, 37, 300));
 }
 
+TEST_CASE("a matrix that has a factor, another order of inputs or a format of its own is left out") {
+  const scratch_folder folder;
+  serial_executor serial;
+  packed_matrix turned = random_blocks(spec_of<q8_0>, 16, 64, 1), scaled = random_blocks(spec_of<nvfp4>, 16, 64, 2);
+  std::vector<std::uint32_t> order(64);
+  for (std::uint32_t i = 0; i < 64; ++i) order[i] = 63 - i;
+  turned.set_inputs(order);
+  scaled.set_factor(0.5);
+  static constexpr format_spec own = [] {
+    format_spec s = spec_of<q8_0>;
+    s.name = "own";
+    return s;
+  }();
+  const panel_matrix matrices[] = {panel_matrix::from(turned.view(), serial), panel_matrix::from(scaled.view(), serial),
+                                   panel_matrix::from(random_blocks(own, 16, 64, 3).view(), serial),
+                                   panel_matrix::from(random_blocks(spec_of<q8_0>, 16, 64, 4).view(), serial)};
+  const panel_cache::entry entries[] = {{"turned", &matrices[0]}, {"scaled", &matrices[1]}, {"own", &matrices[2]}, {"plain", &matrices[3]}};
+  for (const std::size_t count : {std::size_t{4}, std::size_t{3}}) {
+    REQUIRE(panel_cache::write(folder / "c", "source", std::span(entries).first(count)));
+    const auto cache = panel_cache::open(folder / "c", "source");
+    REQUIRE_MESSAGE(cache, cache.error().message);
+    CHECK(cache->size() == count - 3);
+    CHECK(!cache->find("turned", spec_of<q8_0>, 16, 64));
+    CHECK(!cache->find("scaled", spec_of<nvfp4>, 16, 64));
+    CHECK(cache->find("plain", spec_of<q8_0>, 16, 64).has_value() == (count == 4));
+  }
+}
+
 TEST_CASE("a cache of something else, of another version, or broken anywhere is refused") {
   const scratch_folder folder;
   serial_executor serial;

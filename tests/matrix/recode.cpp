@@ -54,6 +54,13 @@ TEST_CASE("what another format can hold is carried over exactly, and nothing els
       {"s1_g128", "q1_0", true, true},
       {"bf16", "f32", true, false},
       {"f32", "q8_0", false, false},
+      {"tq1_0", "tq2_0", true, true},     // digits of base 3, and two bits
+      {"tq1_0", "s2_g128", true, true},
+      {"tq1_0", "tq1_0", true, true},
+      {"tq2_0", "tq1_0", false, false},   // only from itself
+      {"iq2_xs", "iq2_xs", true, true},
+      {"iq2_xs", "f32", true, false},
+      {"iq2_xs", "q4_0", false, false},
   };
   for (const auto& c : cases) {
     CAPTURE(std::string(c.from));

@@ -41,7 +41,10 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
                                        const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
-  switch (container_of(model, format)) {
+  const container into = container_of(model, format);
+  if (part_bytes != 0 && (into == container::bitsandbytes || into == container::compressed_tensors))
+    return lowbit::failure{lowbit::errc::unsupported, "only GGUF is written in parts, and it does not hold " + std::string(lowbit::spec_of_id(format).name)};
+  switch (into) {
     case container::gguf: return save_gguf(path, model, target_forms(format), lowbit::spec_of_id(format).name, source, progress, part_bytes);
     case container::bitsandbytes:
     case container::compressed_tensors:
