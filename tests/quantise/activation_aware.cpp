@@ -151,7 +151,7 @@ TEST_CASE("as a transform of a quantiser, its loss is that of the file's values"
   const matrix x = outlier_tokens(120, 200, 8), w = normal_matrix(40, 200, 9);
   const statistics stats = statistics_of(x);
   serial_executor serial;
-  const auto plain = quantiser<q3_g40, mse_search<20>>::quantise(w);
+  const auto plain = quantiser<q3_g40, mse_search<20>>::quantise(w, stats);
   const auto scaled = quantiser<q3_g40, mse_search<20>, round_nearest, activation_aware_scaling>::quantise(w, stats);
   REQUIRE(scaled);
   REQUIRE(scaled->scales.size() == 200);
