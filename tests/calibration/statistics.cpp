@@ -50,7 +50,7 @@ TEST_CASE("streamed and merged statistics are those of all tokens at once, in an
 TEST_CASE("no token is a defined state, and adds nothing") {
   all none(5);
   CHECK(none.get<channel_importance>().mean() == Eigen::VectorXf::Ones(5));
-  CHECK(none.get<channel_maximum>().maximum() == Eigen::VectorXf::Zero(5));
+  CHECK(none.get<channel_maximum>().maximum() == Eigen::VectorXf::Ones(5));
   CHECK(none.get<hessian>().matrix() == Eigen::MatrixXf::Zero(5, 5));
   none.add(matrix_view<const float>(nullptr, 0, 5));
   CHECK(none.get<hessian>().tokens() == 0);

@@ -78,7 +78,7 @@ calibrated_model calibrate(checkpoint model, const char* method, const char* for
 weight_source source_of(const calibrated_model& m, thread_pool& threads) {
   return [&](const tensor& t) -> lowbit::result<weights> {
     if (const weights* const w = m.store.find(t.name)) return weights{w->view()};
-    return requantise(t, *m.how, threads);
+    return requantise(*m.model.find(t.name), *m.how, threads);
   };
 }
 

@@ -98,7 +98,7 @@ std::vector<double> reference_losses(const std::vector<matrix>& w, const matrix&
 
 TEST_CASE("the error of a group's outputs is that of passing every token again") {
   const matrix x = outlier_tokens(70, 205, 1);
-  const output_error error(statistics_of(x).get<hessian>().matrix());
+  const output_error error(statistics_of(x).get<hessian>().matrix().cast<double>());
   serial_executor serial;
   const std::vector<matrix> w{normal_matrix(70, 205, 2), normal_matrix(3, 205, 3)};
   for (const float size : {1e-25f, 1.0f, 1e25f}) {
@@ -151,7 +151,7 @@ TEST_CASE("as a transform of a quantiser, its loss is that of the file's values"
   const matrix x = outlier_tokens(120, 200, 8), w = normal_matrix(40, 200, 9);
   const statistics stats = statistics_of(x);
   serial_executor serial;
-  const auto plain = quantiser<q3_g40, mse_search<20>>::quantise(w);
+  const auto plain = quantiser<q3_g40, mse_search<20>>::quantise(w, stats);
   const auto scaled = quantiser<q3_g40, mse_search<20>, round_nearest, activation_aware_scaling>::quantise(w, stats);
   REQUIRE(scaled);
   REQUIRE(scaled->scales.size() == 200);

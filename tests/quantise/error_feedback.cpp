@@ -43,10 +43,10 @@ Eigen::MatrixXd reference_gptq(Eigen::MatrixXd w, const Eigen::MatrixXd& h, unsi
   Eigen::MatrixXd q(w.rows(), n);
   loss = 0;
   for (Eigen::Index r = 0; r < w.rows(); ++r) {
+    reference_grid grid(w.block(r, 0, 1, 1), bits);
     for (Eigen::Index begin = 0; begin < n; begin += 128) {
       const Eigen::Index end = std::min(begin + 128, n);
       Eigen::RowVectorXd block = w.block(r, begin, 1, end - begin), errors(end - begin);
-      reference_grid grid(w.block(r, begin, 1, 1), bits);
       for (Eigen::Index i = 0; i < end - begin; ++i) {
         const Eigen::Index c = begin + i;
         if (c % group == 0) grid = reference_grid(w.block(r, c, 1, std::min(group, n - c)), bits);
@@ -153,31 +153,31 @@ TEST_CASE("with the reference's options the result is that of the reference's lo
   compare(spec_of<asymmetric_f32<3, 128>>, 97, 60);
 }
 
-TEST_CASE("two columns: never worse than half-way to the best of all codes") {
-  // All 16 * 16 pairs of codes are tried; feedback is greedy, so it may miss the best, but over many rows it is close to it.
-  using format = asymmetric_f32<4, 2>;
-  const matrix x = correlated_inputs(50, 2, 3), w = normal_matrix(200, 2, 4);
+TEST_CASE("four columns: between round to nearest and the best of all codes") {
+  // All 8^4 codes are tried; feedback is greedy, so it misses the best, but it is never beyond it.
+  using format = asymmetric_f32<3, 4>;
+  const matrix x = correlated_inputs(50, 4, 3), w = normal_matrix(200, 4, 4);
   const Eigen::MatrixXd h = exact_hessian(x);
-  calibrated<hessian> stats(2);
+  calibrated<hessian> stats(4);
   stats.add(view(x));
-  const quantised fed = feed<minmax>(spec_of<format>, w, stats, {});
+  const quantised fed = feed<minmax>(spec_of<format>, w, stats, {.headers = header_source::original});
   const auto nearest = rtn<format, minmax>::quantise(w);
   double best = 0;
   for (Eigen::Index r = 0; r < w.rows(); ++r) {
     block_buffer buffer(spec_of<format>);
-    minmax::fit(spec_of<format>, w.row(r).data(), 2, {}, buffer.fields());
+    minmax::fit(spec_of<format>, w.row(r).data(), 4, {}, buffer.fields());
     const grid g(spec_of<format>, buffer.fields());
     double least = INFINITY;
-    for (unsigned a = 0; a < 16; ++a)
-      for (unsigned b = 0; b < 16; ++b) {
-        const Eigen::RowVector2d e(w(r, 0) - g.value(a, 0), w(r, 1) - g.value(b, 1));
-        least = std::min(least, (e * h * e.transpose())(0));
-      }
+    for (unsigned codes = 0; codes < 4096; ++codes) {
+      Eigen::RowVector4d e;
+      for (unsigned c = 0; c < 4; ++c) e(c) = w(r, c) - g.value(codes >> (3 * c) & 7u, c);
+      least = std::min(least, (e * h * e.transpose())(0));
+    }
     best += least;
   }
   const double with = loss_of(w, decoded(fed.weights), h), without = loss_of(w, decoded(nearest->weights), h);
   CHECK(best <= with * (1 + 1e-6));
-  CHECK(with - best < (without - best) / 2);
+  CHECK(with < 0.95 * without);
 }
 
 TEST_CASE("the layer's error is below round to nearest's in every format, however columns are ordered and scales are fitted") {
@@ -283,7 +283,7 @@ TEST_CASE("whatever the Hessian, a valid result and a report of what was done") 
   CHECK(report("one sample", {.shrink = false}).damping == 0.01);
   CHECK(report("one sample", {.damping = 0, .shrink = false}).attempts > 1);
   CHECK(report("one sample", {.damping = 0, .shrink = false}).damping >= 0.01);
-  CHECK(report("overflowing").damping > 0);
+  CHECK(report("overflowing").no_data);  // every sum of squares is infinite
 }
 
 TEST_CASE("weights make up for inputs that have drifted") {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <lowbit/core/executor.hpp>
+#include <lowbit/quantise/known_inputs.hpp>
 #include <lowbit/quantise/round.hpp>
 #include <lowbit/quantise/standard.hpp>
 #include <lowbit/quantise/transform.hpp>
@@ -267,22 +268,12 @@ template <fit_policy Fit = standard, class Stats, executor E>
   requires(Stats::template has<hessian>)
 scale_search search_scales(const format_spec& s, consumer_group consumers, const Stats& stats, E& executor,
                            const scale_search_options& options = {}) {
-  const Eigen::MatrixXf h = stats.template get<hessian>().matrix();
   const Eigen::VectorXf magnitudes = stats.template get<channel_magnitude>().mean();
-  input_statistics about;
-  Eigen::VectorXf importance;
-  if constexpr (Stats::template has<channel_importance>) {
-    importance = stats.template get<channel_importance>().mean();
-    about.importance = importance.data();
-  }
-  if constexpr (!std::is_same_v<typename Fit::needs, needs_statistics<>>) {  // fits that need nothing do not look at it
-    about.hessian = h.data();
-    about.hessian_stride = static_cast<std::size_t>(h.rows());
-  }
-  const output_error error(h.cast<double>());
+  const detail::known_inputs<Fit, Stats> inputs(stats);
+  const output_error error(stats.template get<hessian>().matrix().template cast<double>());
   return search_scales<Fit>(
       s, consumers, {magnitudes.data(), static_cast<std::size_t>(magnitudes.size())},
-      [&](consumer_group changed) { return error(consumers, changed, executor); }, executor, options, about);
+      [&](consumer_group changed) { return error(consumers, changed, executor); }, executor, options, inputs.about);
 }
 
 /// The search as a quantiser's transform, the matrix a group of its own.

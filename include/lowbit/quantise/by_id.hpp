@@ -3,6 +3,7 @@
 
 #include <lowbit/format/registry.hpp>
 #include <lowbit/quantise/clip.hpp>
+#include <lowbit/quantise/feedback_fit.hpp>
 #include <lowbit/quantise/half_quadratic.hpp>
 #include <lowbit/quantise/importance.hpp>
 #include <lowbit/quantise/quantiser.hpp>

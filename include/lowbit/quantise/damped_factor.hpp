@@ -51,7 +51,7 @@ inline bool factor_diagonal(float* block, float* inverse, double least) {
   return true;
 }
 
-/// t becomes its upper Cholesky factor, t = TᵀT; its padding must have ones on the diagonal. False where a pivot is not above `least`.
+/// t becomes its upper Cholesky factor, t = TᵀT; its padding must have zeros but for a large enough diagonal. False where a pivot is not above `least`.
 template <executor E>
 bool factor_in_place(block_triangle& t, double least, E& executor) {
   constexpr std::size_t width = block_triangle::width, area = width * width;
@@ -146,7 +146,7 @@ damped_factor factor_damped(const hessian& h, std::span<const std::size_t> order
           if (const std::size_t a = channel(r), b = channel(s); live[a] && live[b]) f.t(r, s) = static_cast<float>(h(a, b) / f.scale + (r == s ? extra : 0.0));
           else if (r == s) f.t(r, s) = static_cast<float>(extra > 0 ? extra : 1.0);
     });
-    for (std::size_t s = n; s < f.t.blocks() * block_triangle::width; ++s) f.t(s, s) = 1;
+    for (std::size_t s = n; s < f.t.blocks() * block_triangle::width; ++s) f.t(s, s) = static_cast<float>(std::max(1.0, extra));
     // A Schur complement of H + d I is not below d; one that comes out far below is rounding's work, not the matrix's.
     return detail::factor_in_place(f.t, extra > 0 ? extra / 8 : 1e-6, executor);
   };

@@ -16,17 +16,6 @@
 
 namespace lowbit {
 
-/// The fit that pays under error feedback: the range of least squared error, weighted by the diagonal of H. Output error against each format's
-/// standard fit, on layers of SmolLM2 and tokens that were not in the statistics: 0.73 to 0.94 of it for uniform codes, 0.70 for q2_k, 0.91
-/// for q3_k, 0.83 to 0.96 for tables; but 1.3 for q4_k, so two-level integers of 4 bits and more keep theirs.
-struct feedback_fit {
-  using needs = needs_statistics<>;
-  static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
-    const bool searched_better = s.values.present() || !s.sub_scale.present() || s.codes.bits() < 4;
-    return searched_better ? mse_search<20>::fit(s, x, n, about, f) : standard::fit(s, x, n, about, f);
-  }
-};
-
 /// In which order columns are rounded.
 enum class column_order : std::uint8_t {
   natural,
@@ -157,14 +146,14 @@ class feedback_chunk {
   }
 
   void run() {
-    if (state_.how.headers == header_source::original) fit_blocks(0, state_.order.size());
+    if (state_.how.headers == header_source::original) fit_blocks(0, state_.order.size(), weights_.data());
     for (const auto& span : state_.spans) {
       bring_up(span, span.begin, span.end, 0);
-      if (state_.how.headers == header_source::spans) fit_blocks(span.begin, span.end);
+      if (state_.how.headers == header_source::spans) fit_blocks(span.begin, span.end, settled(span, span.begin, span.end));
       for (std::size_t a = span.begin, b; a < span.end; a = b) {
         b = std::min(a + (state_.how.headers == header_source::updated ? spec_.block : span.end - a), span.end);
         if (a != span.begin) bring_up(span, a, b, span.begin);
-        if (state_.how.headers == header_source::updated) fit_blocks(a, b);
+        if (state_.how.headers == header_source::updated) fit_blocks(a, b, settled(span, a, b));
         for (std::size_t c = a; c < b; c += piece) {
           const std::size_t d = std::min(c + piece, b);
           if (c != a) bring_up(span, c, d, a);
@@ -191,14 +180,34 @@ class feedback_chunk {
     kernel::best_unit().accumulate({span.at(from, begin), span.stride, &errors_[from * width], width, begin - from, &weights_[begin * width], width,
                                     end - begin, width});
   }
-  /// Fits the blocks that begin at places of [begin, end).
-  void fit_blocks(std::size_t begin, std::size_t end) {
+  /// The weights of places [begin, end) that are best while none of them is rounded: each as if those before it were kept as they are here,
+  /// not as given. (What has been brought up says that only of the first.) They are what the reference's weights are at this point.
+  const float* settled(const feedback_state::columns& span, std::size_t begin, std::size_t end) {
+    settled_.assign(weights_.begin() + static_cast<std::ptrdiff_t>(begin * width), weights_.begin() + static_cast<std::ptrdiff_t>(end * width));
+    moved_by_.resize(settled_.size());
+    for (std::size_t c = begin; c < end; c += piece) {
+      const std::size_t d = std::min(c + piece, end);
+      if (c != begin)
+        kernel::best_unit().accumulate({span.at(begin, c), span.stride, moved_by_.data(), width, c - begin, &settled_[(c - begin) * width], width, d - c, width});
+      for (std::size_t p = c; p < d; ++p) {
+        float* const w = &settled_[(p - begin) * width];
+        for (std::size_t k = c; k < p; ++k) add_product(w, &moved_by_[(k - begin) * width], *span.at(k, p));
+        for (std::size_t r = 0; r < width; ++r) moved_by_[(p - begin) * width + r] = errors_[p * width + r] - w[r];
+      }
+    }
+    return settled_.data();
+  }
+  static void add_product(float* to, const float* from, float factor) noexcept {
+    for (std::size_t r = 0; r < width; ++r) to[r] += from[r] * factor;
+  }
+  /// Fits the blocks that begin at places of [begin, end), whose weights [end - begin][row] are given.
+  void fit_blocks(std::size_t begin, std::size_t end, const float* weights) {
     const std::size_t cols = state_.order.size(), size = spec_.block;
     const auto fit = [&](std::size_t block, std::size_t n, auto place_of) {
       auto& grids = grids_[block];
       grids.reserve(rows_);
       for (std::size_t r = 0; r < rows_; ++r) {
-        for (std::size_t i = 0; i < n; ++i) block_[place_of(i).second] = finite(weights_[place_of(i).first * width + r]);
+        for (std::size_t i = 0; i < n; ++i) block_[place_of(i).second] = finite(weights[(place_of(i).first - begin) * width + r]);
         const block_fields f = fields_.at(r, block);
         Fit::fit(spec_, block_.data(), n, about_[r].from(block * size), f);
         std::fill(f.codes + n, f.codes + size, std::uint8_t{0});
@@ -220,11 +229,7 @@ class feedback_chunk {
     for (std::size_t p = begin; p < end; ++p) {
       float* const w = &weights_[p * width];
       float* const error = &errors_[p * width];
-      for (std::size_t k = begin; k < p; ++k) {
-        const float u = *span.at(k, p);
-        const float* const e = &errors_[k * width];
-        for (std::size_t r = 0; r < width; ++r) w[r] += e[r] * u;
-      }
+      for (std::size_t k = begin; k < p; ++k) add_product(w, &errors_[k * width], *span.at(k, p));
       const std::size_t block = state_.order[p] / spec_.block, i = state_.order[p] % spec_.block;
       for (std::size_t r = 0; r < rows_; ++r) {
         const grid& g = grids_[block][r];
@@ -248,7 +253,7 @@ class feedback_chunk {
   std::vector<std::vector<grid>> grids_;
   std::vector<double> loss_, squares_;
   std::vector<input_statistics> about_;  ///< of each row
-  std::vector<float> block_;
+  std::vector<float> block_, settled_, moved_by_;
 };
 
 /// The losses of those rows of `errors` [place][row] for which it is below `limit`, infinity for the others; stops as soon as none is left.

@@ -23,6 +23,13 @@ class given_importance {
     return *this;
   }
   [[nodiscard]] const Eigen::VectorXf& mean() const noexcept { return mean_; }
+  static constexpr std::size_t any = static_cast<std::size_t>(-1);
+  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(mean_.size()); }
+  /// The importance of inputs whose channel c is divided by by[c].
+  void divide(std::span<const float> by) {
+    LOWBIT_EXPECTS(by.size() == channels());
+    for (std::size_t c = 0; c < by.size(); ++c) mean_[static_cast<Eigen::Index>(c)] /= by[c] * by[c];
+  }
 
  private:
   Eigen::VectorXf mean_;

@@ -9,6 +9,8 @@
 #include <lowbit/kernel/exchange.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/quantise/error_feedback.hpp>
+#include <lowbit/quantise/feedback_fit.hpp>
+#include <lowbit/quantise/known_inputs.hpp>
 #include <lowbit/quantise/round.hpp>
 #include <lowbit/quantise/rows.hpp>
 #include <lowbit/quantise/standard.hpp>
@@ -63,38 +65,6 @@ inline void store_floats(const format_spec& s, const float* row, std::size_t col
     std::memcpy(out, &bits, s.bytes);
   }
 }
-
-template <class T, class... Needed>
-constexpr bool lists(needs_statistics<Needed...>) {
-  return (std::is_same_v<T, Needed> || ...);
-}
-
-/// What fits are told of a layer's inputs: mean x² wherever anything knows it, the Hessian where the fit asks for it (it is n² floats).
-template <class Fit, class Stats>
-struct known_inputs {
-  explicit known_inputs([[maybe_unused]] const Stats& stats) {
-    if constexpr (Stats::template has<channel_importance>) {
-      importance = stats.template get<channel_importance>().mean();
-      about.importance = importance.data();
-    } else if constexpr (Stats::template has<hessian>) {
-      const hessian& h = stats.template get<hessian>();
-      importance.resize(static_cast<Eigen::Index>(h.channels()));
-      for (std::size_t c = 0; c < h.channels(); ++c) importance[static_cast<Eigen::Index>(c)] = h.tokens() != 0 ? h(c, c) / 2 : 1.0f;
-      about.importance = importance.data();
-    }
-    if constexpr (lists<hessian>(typename Fit::needs{})) {
-      whole = stats.template get<hessian>().matrix();
-      about.hessian = whole.data();
-      about.hessian_stride = static_cast<std::size_t>(whole.rows());
-    }
-  }
-  known_inputs(const known_inputs&) = delete;
-  known_inputs& operator=(const known_inputs&) = delete;
-
-  Eigen::VectorXf importance;
-  Eigen::MatrixXf whole;
-  input_statistics about;
-};
 
 /// Rounds every row into `out`. Rows are independent and dealt out in fixed chunks: the same bytes for every executor.
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
