@@ -71,27 +71,49 @@ inline int json_nesting(std::string_view text) noexcept {
   return most;
 }
 
-/// Parses JSON that is not nested deeper than `deepest` and repeats no key in an object. nlohmann::ordered_json looks keys up one by one:
+/// Looks for a key that an object repeats, event by event.
+template <class Json>
+struct repeated_key final : nlohmann::json_sax<Json> {
+  std::vector<std::set<std::string>> open;
+  std::optional<std::string> found;
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(typename Json::number_integer_t) override { return true; }
+  bool number_unsigned(typename Json::number_unsigned_t) override { return true; }
+  bool number_float(typename Json::number_float_t, const std::string&) override { return true; }
+  bool string(std::string&) override { return true; }
+  bool binary(typename Json::binary_t&) override { return true; }
+  bool start_object(std::size_t) override {
+    open.emplace_back();
+    return true;
+  }
+  bool key(std::string& name) override {
+    if (open.back().insert(name).second) return true;
+    found = name;
+    return false;
+  }
+  bool end_object() override {
+    open.pop_back();
+    return true;
+  }
+  bool start_array(std::size_t) override { return true; }
+  bool end_array() override { return true; }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+};
+
+/// Parses JSON that is not nested deeper than `deepest` and repeats no key in an object. Repeated keys are looked for in a pass of its own:
+/// nlohmann's parser with a callback takes quadratic time in the members of an object. So does ordered_json, which looks keys up one by one:
 /// where there may be many of them, take nlohmann::json.
 template <class Json = nlohmann::ordered_json>
 result<Json> parse_json(std::string_view text, const std::string& what, int deepest = 32) {
-  using event = typename Json::parse_event_t;
-  std::vector<std::set<std::string>> keys;
-  std::string repeated;
-  const auto watch = [&](int, event what_comes, Json& value) {
-    if (what_comes == event::object_start) keys.emplace_back();
-    else if (what_comes == event::object_end && !keys.empty()) keys.pop_back();
-    else if (what_comes == event::key && !keys.empty()) {
-      const std::string& key = *value.template get_ptr<const std::string*>();
-      if (!keys.back().insert(key).second) repeated = key;
-    }
-    return true;
-  };
   // Nesting is bounded before parsing: the parser's own stack is the thing to protect.
   if (json_nesting(text) > deepest) return failure{errc::malformed, what + " is nested too deeply"};
-  auto json = Json::parse(text.begin(), text.end(), watch, false);
+  repeated_key<Json> repeated;
+  const bool valid = Json::sax_parse(text.begin(), text.end(), &repeated);
+  if (repeated.found) return failure{errc::malformed, what + " has the key '" + *repeated.found + "' twice"};
+  auto json = valid ? Json::parse(text.begin(), text.end(), nullptr, false) : Json(Json::value_t::discarded);
   if (json.is_discarded()) return failure{errc::malformed, what + " is not valid JSON"};
-  if (!repeated.empty()) return failure{errc::malformed, what + " has the key '" + repeated + "' twice"};
   return json;
 }
 
