@@ -31,11 +31,12 @@ T value_or(const json& j, const char* key, T otherwise) {
   return found == j.end() || found->is_null() ? otherwise : found->template get<T>();
 }
 
-// Llama 3's stretching of long wavelengths (Llama 3.1, 2024), as divisors of each pair's frequency.
+// Llama 3's stretching of long wavelengths (Llama 3.1, 2024), as divisors of each pair's frequency; nothing where its numbers make no sense.
 std::vector<float> llama3_divisors(const json& s, double base, std::size_t head_dim) {
   const double factor = s.at("factor"), low = s.at("low_freq_factor"), high = s.at("high_freq_factor");
   const double original = s.at("original_max_position_embeddings");
   std::vector<float> divisors;
+  if (!(factor > 0.0 && low > 0.0 && high > low && original > 0.0)) return divisors;
   for (std::size_t i = 0; i < head_dim / 2; ++i) {
     const double wavelength = 2.0 * 3.14159265358979323846 * std::pow(base, 2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     double divisor = 1.0;
@@ -110,11 +111,16 @@ lowbit::result<model_config> read_hf_config(std::string_view path, const json& j
     c.norm_epsilon = value_or(j, "rms_norm_eps", 1e-6f);
     c.rope = rope_order::halves;
     const json rope = value_or(j, "rope_parameters", value_or(j, "rope_scaling", json::object()));  // the newer name has the base too
+    if (!rope.is_object()) return fail(lowbit::errc::malformed, path, "the RoPE scaling is not an object");
     c.rope_base = value_or(rope, "rope_theta", value_or(j, "rope_theta", 10000.0f));
     if (lowbit::status valid = check(c); !valid) return fail(valid.error().kind, path, valid.error().message);
     const auto scaling = value_or(rope, "rope_type", value_or<std::string>(rope, "type", "default"));
-    if (scaling == "llama3") c.rope_divisors = llama3_divisors(rope, static_cast<double>(c.rope_base), c.head_dim);
-    else if (scaling != "default") return fail(lowbit::errc::unsupported, path, "RoPE scaling \"" + scaling + "\" is not supported");
+    if (scaling == "llama3") {
+      c.rope_divisors = llama3_divisors(rope, static_cast<double>(c.rope_base), c.head_dim);
+      if (c.rope_divisors.empty()) return fail(lowbit::errc::bad_value, path, "the numbers of RoPE scaling \"llama3\" make no sense");
+    } else if (scaling != "default") {
+      return fail(lowbit::errc::unsupported, path, "RoPE scaling \"" + scaling + "\" is not supported");
+    }
     return c;
   });
 }

@@ -61,7 +61,7 @@ lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::stri
   for (std::int32_t& h : header) h = in.read<std::int32_t>();
   const auto [dim, hidden, layers, heads, kv_heads, signed_vocabulary, positions] = header;
   if (!in.ok()) return fail(lowbit::errc::truncated, "ends within its header");
-  for (const std::int32_t h : header)
+  for (const std::int32_t& h : header)
     if (h == 0 || h > (1 << 24) || (h < 0 && &h != &header[5])) return fail(lowbit::errc::bad_magic, "is no checkpoint of llama2.c");
   if (signed_vocabulary < -(1 << 24) || dim % heads != 0 || kv_heads > heads) return fail(lowbit::errc::bad_magic, "is no checkpoint of llama2.c");
 
