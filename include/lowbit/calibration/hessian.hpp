@@ -1,8 +1,8 @@
 // The second moments of a layer's inputs: the Hessian of its squared output error, and how far its inputs have drifted.
 //
 // Sums are float32: half the memory of double, and the multiply-add peak twice as high. Products are summed 96 at a time before they are
-// added to the total, so that the error stays near rounding: against float64, 2e-7 of the norm after 65,536 tokens (the tests hold it to
-// 1e-6), where quantisers add 1 % of the mean diagonal anyway. Only the upper triangle is kept: 2 n² bytes.
+// added to the total, so that the error stays near rounding (the tests hold it to 1e-6 of
+// the largest element against float64), where quantisers add 1 % of the mean diagonal anyway. Only the upper triangle is kept: 2 n² bytes.
 #pragma once
 
 #include <lowbit/calibration/block_triangle.hpp>
@@ -18,7 +18,8 @@ namespace lowbit {
 class hessian {
  public:
   explicit hessian(std::size_t channels) : sum_(channels) {}
-  /// Adds x [tokens, channels]: tokens * channels² multiply-adds over two, at about nine tenths of the machine's peak.
+  /// Adds x [tokens, channels]: tokens * channels² multiply-adds over two, at about two thirds of the machine's peak
+  /// (65 to 72 GFLOP/s of 102 for 576 to 4096 channels, one core of an AMD Zen 3).
   template <executor E>
   void add(matrix_view<const float> x, E& executor) {
     LOWBIT_EXPECTS(x.cols == sum_.size());
