@@ -98,10 +98,15 @@ result<Set> load_statistics(std::span<const std::uint8_t> bytes) {
     const auto seen = in.number(), size = in.number();
     if (!name || !seen || !size) return bad.emplace(truncated), void();
     const auto* const text = reinterpret_cast<const char*>(name->data());
-    if (std::string_view(text, std::min<std::size_t>(std::find(text, text + detail::saved_name, '\0') - text, detail::saved_name)) != type::name)
-      return bad.emplace(errc::not_found, "no " + std::string(type::name) + " in these statistics"), void();
+    if (std::string_view(text, std::min<std::size_t>(std::find(text, text + detail::saved_name, '\0') - text, detail::saved_name)) != type::name) {
+      bad = failure{errc::not_found, "no " + std::string(type::name) + " in these statistics"};
+      return;
+    }
     const auto wanted = type::stored_values(*channels);
-    if (!wanted || *wanted != *size) return bad.emplace(errc::malformed, std::string(type::name) + " has not as many values as its channels ask for"), void();
+    if (!wanted || *wanted != *size) {
+      bad = failure{errc::malformed, std::string(type::name) + " has not as many values as its channels ask for"};
+      return;
+    }
     const auto length = checked_mul(*size, sizeof(value));
     const auto here = length ? in.take(*length) : std::nullopt;
     if (!here) return bad.emplace(truncated), void();
