@@ -225,7 +225,8 @@ TEST_CASE("the same bytes for any number of threads, and for a run that was inte
   const checkpoint file = open(write_tiny_model(folder, shape));
   const calibration_samples samples = random_samples(file.config, 4, 24);
   thread_pool one{1}, three{3};
-  for (const auto& [method, format] : {std::pair{"gptq", "q4_0"}, std::pair{"awq+gptq", "u3_g32"}, std::pair{"rotate+gptq", "q4_0"}}) {
+  for (const auto& kind : {std::pair{"gptq", "q4_0"}, std::pair{"awq+gptq", "u3_g32"}, std::pair{"rotate+gptq", "q4_0"}}) {
+    const char *const method = kind.first, *const format = kind.second;
     CAPTURE(method);
     const std::string whole = bytes_of(calibrate(file, method, format, samples, one), one);
     CHECK(bytes_of(calibrate(file, method, format, samples, three), three) == whole);

@@ -83,9 +83,9 @@ TEST_CASE("a model is written in every layout, read again and run, and its float
     CHECK(distance(reference, logits) < 0.7);
     // Plain floats have the same values.
     const std::string floats = folder / (std::string{target} + "-floats");
-    for (const auto& [name, v] : convert(out, floats, "hf", nullptr, threads)) {
-      CAPTURE(name);
-      CHECK(v.kind != fidelity::requantised);
+    for (const auto& entry : convert(out, floats, "hf", nullptr, threads)) {
+      CAPTURE(entry.first);
+      CHECK(entry.second.kind != fidelity::requantised);
     }
     CHECK(distance(logits, logits_of(opened(floats), stored, threads)) < 1e-5);
     // So has the same layout, written from what was read.

@@ -212,8 +212,9 @@ TEST_CASE("every family, width, group and shape comes back bit for bit, and mean
   for (const checkpoint_family& f : checkpoint_families)
     for (unsigned bits = 1; bits <= 8; ++bits)
       for (const std::size_t group : {32u, 64u, 128u, 40u, 0u})
-        for (const auto& [rows, cols] : {std::pair{32u, 128u}, {64u, 160u}, {96u, 320u}, {37u, 172u}, {8u, 128u}, {1u, 33u}})
+        for (const auto& shape : {std::pair{32u, 128u}, {64u, 160u}, {96u, 320u}, {37u, 172u}, {8u, 128u}, {1u, 33u}})
           for (const bool symmetric : {true, false}) {
+            const std::size_t rows = shape.first, cols = shape.second;
             if (!f.has_width(bits) || (symmetric && bits == 1)) continue;
             const std::size_t block = group == 0 ? cols : group;
             const format_spec& s = f.table != nullptr ? *f.table : uniform_format(bits, block, symmetric);
@@ -382,7 +383,8 @@ TEST_CASE("bitsandbytes: every block size and shape is read as its definition sa
   for (const format_spec* base : {&nf4::spec, &fp4::spec})
     for (const bool nested : {false, true})
       for (const std::size_t block : {64u, 128u, 4096u})
-        for (const auto& [rows, cols] : {std::pair{3u, 128u}, {7u, 172u}, {5u, 33u}, {1u, 64u}}) {
+        for (const auto& shape : {std::pair{3u, 128u}, {7u, 172u}, {5u, 33u}, {1u, 64u}}) {
+          const std::size_t rows = shape.first, cols = shape.second;
           CAPTURE(block);
           CAPTURE(cols);
           const std::size_t n = rows * cols, count = ceil_div(n, block);
