@@ -38,11 +38,13 @@ void* operator new(std::size_t size) {
   most_in_use = std::max(most_in_use, in_use);
   return p;
 }
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept { return operator new(size); }  // a sanitiser's would not fit our delete
 void operator delete(void* p) noexcept {
   in_use -= ::malloc_usable_size(p);
   std::free(p);
 }
 void operator delete(void* p, std::size_t) noexcept { operator delete(p); }
+void operator delete(void* p, const std::nothrow_t&) noexcept { operator delete(p); }
 
 TEST_CASE("GGUF: the bad files of the corpus are refused, the good ones are read, cut ones are not") {
   for_each_in_corpus("gguf", [&](const std::string&, const bytes& file, bool is_bad) {
