@@ -66,8 +66,8 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (status s = out->commit(); !s) return s;
   auto parts = checkpoint_parts("w", own->weights.view(), *find_layout("compressed-tensors"));
   if (!parts) return std::move(parts).error();
-  auto tensors = safetensors_writer::create(path, {{"format", "pt"}}, {});
-  if (!tensors) return std::move(tensors).error();
-  return tensors->commit();
+  auto file_tensors = safetensors_writer::create(path, {{"format", "pt"}}, {});
+  if (!file_tensors) return std::move(file_tensors).error();
+  return file_tensors->commit();
 #endif
 }
