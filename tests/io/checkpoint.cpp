@@ -20,7 +20,7 @@ struct tensors {
   void put(const std::string& name, const char* dtype, std::vector<std::uint64_t> shape, const std::vector<T>& values) {
     auto& b = bytes[name];
     b.resize(values.size() * sizeof(T));
-    std::memcpy(b.data(), values.data(), b.size());
+    if (!b.empty()) std::memcpy(b.data(), values.data(), b.size());
     all[name] = {name, dtype, std::move(shape), b};
   }
   explicit tensors(const std::vector<checkpoint_part>& parts) {
