@@ -28,7 +28,10 @@ auto guarded(std::string_view path, F&& f) -> decltype(f()) {
 template <class T>
 T value_or(const json& j, const char* key, T otherwise) {
   const auto found = j.find(key);
-  return found == j.end() || found->is_null() ? otherwise : found->template get<T>();
+  if (found == j.end() || found->is_null()) return otherwise;
+  // 1e300 is no integer; asked for one, the parser would convert it all the same. This throws, as for a string.
+  if (std::is_integral_v<T> && found->is_number_float()) (void)found->template get_ref<const json::number_integer_t&>();
+  return found->template get<T>();
 }
 
 // Llama 3's stretching of long wavelengths (Llama 3.1, 2024), as divisors of each pair's frequency; nothing where its numbers make no sense.
@@ -149,7 +152,7 @@ lowbit::result<vocabulary> read_hf_tokeniser(std::string_view path, const json& 
     const bool sentence = v.kind == vocabulary_kind::sentencepiece;
     for (const auto& [piece, id] : words.items()) {
       const bool byte = sentence && piece.size() == 6 && piece.starts_with("<0x") && piece.ends_with('>');
-      if (!put(piece, id.get<std::int64_t>(), byte ? piece_kind::byte : piece_kind::normal))
+      if (!id.is_number_integer() || !put(piece, id.get<std::int64_t>(), byte ? piece_kind::byte : piece_kind::normal))
         return fail(lowbit::errc::malformed, path, "token id " + id.dump() + " is out of range");
     }
     for (const json& token : added)
