@@ -9,7 +9,7 @@ include_guard(GLOBAL)
 
 set(_lowbit_isas_x86 sse2 sse4_1 avx2 avxvnni avx512bw avx512vnni)
 set(_lowbit_isas_arm64 neon64 dotprod i8mm)
-set(_lowbit_flags_emulated "")
+set(_lowbit_flags_emulated -DLOWBIT_UNROLL=)
 set(_lowbit_flags_sse2 -msse2)
 set(_lowbit_flags_sse4_1 -mssse3 -msse4.1)
 set(_lowbit_flags_avx2 -mavx2 -mfma -mf16c -mbmi2)
