@@ -71,7 +71,9 @@ TEST_CASE("checksum: integer products have the committed bits on every instructi
   serial_executor serial;
   workspace space;
   const std::vector<float> x = exact_activations();
-  for (const auto& [spec, crc] : expectations) {
+  for (const expectation& e : expectations) {
+    const format_spec* const spec = e.spec;
+    const std::uint32_t crc = e.crc;
     CAPTURE(std::string(spec->name));
     const packed_matrix w = test::random_blocks(*spec, rows, cols, 23);
     std::vector<float> weights(rows * cols), expected(tokens * rows), y(tokens * rows);
