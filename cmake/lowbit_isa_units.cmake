@@ -1,28 +1,45 @@
 # lowbit_add_isa_units(target [ISAS isa...] [FORMATS type...] [HEADER file])
 #
 # Adds one small source to the target for each instruction set, compiled with that instruction set's flags, and defines
-# LOWBIT_ISA_UNITS for the target and all that link to it, which turns on run-time dispatch. Without ISAS: all that this processor
-# family has. Without FORMATS: every format of the registry and every uniform format; FORMATS names C++ types, and HEADER what to
+# LOWBIT_ISA_UNITS for the target and all that link to it, which turns on run-time dispatch. ISAS go from the least to the most capable,
+# and the first is one that every machine of the family has. Without ISAS: all that this processor family has; `emulated`, which needs
+# no vector instructions and is slow, only where it is named. Without FORMATS: every format of the registry and every uniform format; FORMATS names C++ types, and HEADER what to
 # include for them.
 include_guard(GLOBAL)
 
-set(_lowbit_isas_x86 sse2 sse4_1 avx2 avx512bw avx512vnni)
+set(_lowbit_isas_x86 sse2 sse4_1 avx2 avxvnni avx512bw avx512vnni)
+set(_lowbit_isas_arm64 neon64 dotprod i8mm)
+set(_lowbit_flags_emulated -DLOWBIT_UNROLL=)
 set(_lowbit_flags_sse2 -msse2)
 set(_lowbit_flags_sse4_1 -mssse3 -msse4.1)
 set(_lowbit_flags_avx2 -mavx2 -mfma -mf16c -mbmi2)
+set(_lowbit_flags_avxvnni ${_lowbit_flags_avx2} -mavxvnni)
 set(_lowbit_flags_avx512bw -mavx512f -mavx512cd -mavx512dq -mavx512bw -mavx512vl -mfma -mf16c -mbmi2)
 set(_lowbit_flags_avx512vnni ${_lowbit_flags_avx512bw} -mavx512vnni)
+set(_lowbit_flags_neon64 "")
+set(_lowbit_flags_dotprod -march=armv8.2-a+dotprod)
+set(_lowbit_flags_i8mm -march=armv8.2-a+dotprod+i8mm)
+
+# The instruction sets of the processor family that is compiled for; empty where none is known.
+function(lowbit_family_isas out)
+  set(${out} "" PARENT_SCOPE)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
+    set(${out} ${_lowbit_isas_x86} PARENT_SCOPE)
+  elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+    set(${out} ${_lowbit_isas_arm64} PARENT_SCOPE)
+  endif()
+endfunction()
 
 function(lowbit_add_isa_units target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "HEADER" "ISAS;FORMATS")
-  if(NOT arg_ISAS AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
-    set(arg_ISAS ${_lowbit_isas_x86})
+  if(NOT arg_ISAS)
+    lowbit_family_isas(arg_ISAS)
   endif()
   list(JOIN arg_FORMATS ", " formats)
   set(units "")
   foreach(isa IN LISTS arg_ISAS)
     if(NOT DEFINED _lowbit_flags_${isa})
-      message(FATAL_ERROR "lowbit: unknown instruction set '${isa}'; known: ${_lowbit_isas_x86}")
+      message(FATAL_ERROR "lowbit: unknown instruction set '${isa}'; known: emulated ${_lowbit_isas_x86} ${_lowbit_isas_arm64}")
     endif()
     set(file ${CMAKE_CURRENT_BINARY_DIR}/${target}_isa/${isa}.cpp)
     set(text "#include <lowbit/kernel/isa_unit.hpp>\n")

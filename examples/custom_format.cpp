@@ -24,7 +24,7 @@ void show() {
   const auto q = lowbit::rtn<F, lowbit::mse_search<20>>::quantise(weights);
   if (!q) return;
   // A code shape that the registry does not have gets kernels of its own here, for this file's architecture.
-  constexpr auto kernels = lowbit::kernel::unit_for<xsimd::default_arch, F>();
+  constexpr auto kernels = lowbit::kernel::unit_for<lowbit::simd::native, F>();
   lowbit::serial_executor serial;
   lowbit::workspace space;
   matrix y(3, 64);

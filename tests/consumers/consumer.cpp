@@ -16,7 +16,7 @@ int main() {
 #ifdef LOWBIT_ISA_UNITS
   const lowbit::kernel::unit& kernels = lowbit::kernel::best_unit();
 #else
-  const auto kernels = lowbit::kernel::unit_for<xsimd::default_arch, lowbit::q8_0>();
+  const auto kernels = lowbit::kernel::unit_for<lowbit::simd::native, lowbit::q8_0>();
 #endif
   const auto panels = lowbit::panel_matrix::from(q->weights.view(), serial, kernels);
   lowbit::multiply(lowbit::view(x), panels, lowbit::view(y), space);

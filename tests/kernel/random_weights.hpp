@@ -17,7 +17,9 @@ inline packed_matrix random_blocks(const format_spec& s, std::size_t rows, std::
       std::uint8_t* const block = w.row(r) + b * s.bytes;
       for (const scalar_field f : {s.scale, s.minimum, scalar_field{s.element, 0}}) {
         if (!f.present()) continue;
-        const float value = std::ldexp(1.0f + static_cast<float>(random() % 64) / 64.0f, -static_cast<int>(random() % 8));
+        const auto sixty_fourths = 64 + random() % 64;  // two statements: arguments are evaluated in any order
+        const auto places = static_cast<int>(random() % 8);
+        const float value = std::ldexp(static_cast<float>(sixty_fourths) / 64.0f, -places);
         const std::uint32_t bits = number_bits(f.type, random() % 2 != 0 && f.type != number::e8m0_half ? -value : value);
         std::memcpy(block + f.at, &bits, size_of(f.type));
       }

@@ -1,5 +1,6 @@
 // Products against definitions written out here: the integer path bit for bit, the exact path against float64.
 #include "../kernel/random_weights.hpp"
+#include "defined_product.hpp"
 
 #include <lowbit/format/registry.hpp>
 #include <lowbit/matrix/product.hpp>
@@ -24,46 +25,6 @@ struct backwards {
     while (n-- > 0) f(n);
   }
 };
-
-float barrier(float v) {  // keeps a product from being fused with a sum
-  volatile float kept = v;
-  return kept;
-}
-
-/// The integer product as lowbit defines it, one output, with plain loops over the codec's fields.
-float defined_int8(const packed_matrix& w, std::size_t row, const float* x) {
-  const format_spec& s = w.spec();
-  // Activations share a scale where weights do: in a block, or in a sub-block whose sub-scale is a number of its own.
-  const bool numbered = s.sub_number != number::none;
-  const std::size_t together = numbered ? s.sub_block() : s.block;
-  float y = 0.0f;
-  for (std::size_t begin = 0; begin < w.cols(); begin += together) {
-    const std::uint8_t* const block = w.row(row) + begin / s.block * s.bytes;
-    const std::size_t end = std::min<std::size_t>(begin + together, w.cols());
-    float largest = 0.0f;
-    for (std::size_t c = begin; c < end; ++c) largest = std::max(largest, std::fabs(x[c]));
-    const float x_scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    long long total = 0, less = 0, sum = 0;
-    for (std::size_t c = begin; c < end; ++c) {
-      const std::size_t i = c % s.block, j = i / s.sub_block();
-      const auto q = static_cast<long long>(std::nearbyint(barrier(x[c] * inverse)));
-      const auto level = static_cast<long long>(level_of(s, s.codes.raw(block, i), zero_point_of(s, block)));
-      const int sub = s.sub_scale.present() && !numbered ? s.sub_scale.value(s.sub_scale.raw(block, j)) : 1;
-      total += level * q * sub;
-      sum += q;
-      if (s.sub_minimum.present()) less += s.sub_minimum.value(s.sub_minimum.raw(block, j)) * q;
-    }
-    const float scale = numbered ? affine_of(s, block, begin % s.block / s.sub_block()).scale : read_scalar(s.scale, block);
-    const float both = barrier(scale * x_scale);
-    y += barrier(static_cast<float>(total) * both);
-    if (s.minimum.present()) {
-      const float weight = barrier(read_scalar(s.minimum, block) * x_scale);
-      if (s.sub_minimum.present()) y -= barrier(static_cast<float>(less) * weight);
-      else y += barrier(static_cast<float>(sum) * weight);
-    }
-  }
-  return y;
-}
 }  // namespace
 
 TEST_CASE("panels hold the weights of their blocks, bit for bit") {
@@ -105,7 +66,7 @@ TEST_CASE("integer products have the defined bits on every instruction set, for 
           const auto x = test::random_activations(tokens * cols, 9);
           std::vector<float> expected(tokens * rows);
           for (std::size_t t = 0; t < tokens; ++t)
-            for (std::size_t r = 0; r < rows; ++r) expected[t * rows + r] = defined_int8(w, r, &x[t * cols]);
+            for (std::size_t r = 0; r < rows; ++r) expected[t * rows + r] = test::defined_int8(w, r, &x[t * cols]);
           for (const auto& u : kernel::linked_units()) {
             if (!u.available) continue;
             CAPTURE(std::string(u.name));

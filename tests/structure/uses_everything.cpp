@@ -24,7 +24,7 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (!own) return std::move(own).error();
   auto packed = quantise(*find_format("q4_k"), method::rtn, weights, serial);
   if (!packed) return std::move(packed).error();
-  const auto unit = kernel::unit_for<xsimd::default_arch, q3_g40, q4_k>();
+  const auto unit = kernel::unit_for<simd::native, q3_g40, q4_k>();
   const panel_matrix panels = panel_matrix::from(packed->view(), serial, unit);
   workspace space;
   std::vector<float> y(weights.rows * weights.rows);

@@ -33,12 +33,13 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t build_scratch_bytes(const panel_layou
 namespace detail {
 
 /// 32 codes of each of 16 rows, `stride` bytes from row to row, as eight steps.
+template <class Arch>
 LOWBIT_ALWAYS_INLINE void gather_steps(const std::uint8_t* rows, std::size_t stride, std::uint8_t* steps) noexcept {
-  using words = xsimd::batch<std::uint32_t, bytes16::arch_type>;
+  using words = simd::batch<std::uint32_t, simd::arch_128<Arch>>;
   for (std::size_t r = 0; r < panel_rows; r += 4)
     for (std::size_t half = 0; half < 2; ++half) {
       const auto row = [&](std::size_t i) LOWBIT_INLINE_LAMBDA {
-        return xsimd::bitwise_cast<std::uint32_t>(bytes16::load_unaligned(rows + (r + i) * stride + half * 16));
+        return xsimd::bitwise_cast<std::uint32_t>(bytes16<Arch>::load_unaligned(rows + (r + i) * stride + half * 16));
       };
       const words even_low = xsimd::zip_lo(row(0), row(2)), odd_low = xsimd::zip_lo(row(1), row(3));
       const words even_high = xsimd::zip_hi(row(0), row(2)), odd_high = xsimd::zip_hi(row(1), row(3));
@@ -136,10 +137,10 @@ void build_plain_panels(const build_args& a) noexcept {
     for (; count == panel_rows && c + at_once <= a.cols; c += at_once) {
       std::uint8_t* const to = out + c * panel_rows * size;
       if (size == 4) {
-        detail::gather_steps(rows + c * size, a.row_bytes, to);
+        detail::gather_steps<Arch>(rows + c * size, a.row_bytes, to);
       } else {  // words of two columns
         alignas(64) std::uint32_t pairs[slab_steps][panel_rows];
-        detail::gather_steps(rows + c * size, a.row_bytes, reinterpret_cast<std::uint8_t*>(pairs));
+        detail::gather_steps<Arch>(rows + c * size, a.row_bytes, reinterpret_cast<std::uint8_t*>(pairs));
         for (std::size_t k = 0; k < slab_steps; ++k) {
           std::uint16_t columns[2][panel_rows];
           for (std::size_t r = 0; r < panel_rows; ++r) {
@@ -210,7 +211,7 @@ void build_panels(const build_args& a) noexcept {
         for (std::size_t i = 0; i < slabs; ++i) {
           const std::size_t unit = i / p.slabs_per_unit, in_unit = i % p.slabs_per_unit;
           alignas(64) std::uint8_t steps[slab_steps * step_bytes];
-          detail::gather_steps(a.scratch + i * slab_steps * step_weights, row_codes, steps);
+          detail::gather_steps<Arch>(a.scratch + i * slab_steps * step_weights, row_codes, steps);
           detail::pack_slab<Arch, bits()>(steps, out + p.codes_at(first + unit * p.blocks_per_unit) + in_unit * p.slab_bytes());
         }
       });

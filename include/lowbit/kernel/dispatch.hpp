@@ -26,7 +26,7 @@ struct linked_unit {
 /// All linked units, from the least to the most capable.
 inline auto linked_units() noexcept {
 #define LOWBIT_LIST_UNIT(isa_name) \
-  linked_unit{#isa_name, &unit_##isa_name, xsimd::available_architectures().has(simd::isa::isa_name{})},
+  linked_unit{#isa_name, &unit_##isa_name, simd::available<simd::isa::isa_name>()},
   return std::to_array<linked_unit>({LOWBIT_ISA_UNITS(LOWBIT_LIST_UNIT)});
 #undef LOWBIT_LIST_UNIT
 }
@@ -56,7 +56,7 @@ struct linked_unit {
   bool available;
 };
 inline const unit& best_unit() noexcept {
-  static constexpr unit own = detail::unit_of<xsimd::default_arch>(detail::unit_formats{});
+  static constexpr unit own = detail::unit_of<simd::native>(detail::unit_formats{});
   return own;
 }
 inline auto linked_units() noexcept {

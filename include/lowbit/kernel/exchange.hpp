@@ -16,7 +16,8 @@ inline constexpr std::size_t piece = 2048;
 
 namespace detail {
 
-using bytes16 = xsimd::make_sized_batch_t<std::uint8_t, 16>;
+template <class Arch>
+using bytes16 = simd::batch<std::uint8_t, simd::arch_128<Arch>>;
 
 /// Shifts bytes right (positive) or left, bits that cross into a neighbour are for the caller to mask.
 template <class B>
@@ -30,12 +31,16 @@ LOWBIT_ALWAYS_INLINE B shift_bytes(B v, int right) noexcept {
 enum class direction : std::uint8_t { unpack, pack };
 
 /// Sixteen or eight bytes that are shifted and masked together.
-LOWBIT_ALWAYS_INLINE bytes16 load_as(bytes16, const std::uint8_t* p) noexcept { return bytes16::load_unaligned(p); }
+template <class A>
+LOWBIT_ALWAYS_INLINE auto load_as(simd::batch<std::uint8_t, A>, const std::uint8_t* p) noexcept {
+  return simd::batch<std::uint8_t, A>::load_unaligned(p);
+}
 LOWBIT_ALWAYS_INLINE std::uint64_t load_as(std::uint64_t v, const std::uint8_t* p) noexcept {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-LOWBIT_ALWAYS_INLINE void store(bytes16 v, std::uint8_t* p) noexcept { v.store_unaligned(p); }
+template <class A>
+LOWBIT_ALWAYS_INLINE void store(simd::batch<std::uint8_t, A> v, std::uint8_t* p) noexcept { v.store_unaligned(p); }
 LOWBIT_ALWAYS_INLINE void store(std::uint64_t v, std::uint8_t* p) noexcept { std::memcpy(p, &v, sizeof v); }
 LOWBIT_ALWAYS_INLINE std::uint64_t shift_bytes(std::uint64_t v, int right) noexcept { return right >= 0 ? v >> right : v << -right; }
 
@@ -70,23 +75,24 @@ LOWBIT_ALWAYS_INLINE void move_dense(std::uint8_t* block, std::uint8_t* codes, u
 }
 
 /// Moves 32 codes of nibbles; `top` is 1 where the first of two is the one on top.
-template <direction To>
+template <class Arch, direction To>
 LOWBIT_ALWAYS_INLINE void move_nibbles(std::uint8_t* block, std::uint8_t* codes, unsigned top) noexcept {
+  using bytes = bytes16<Arch>;
   if constexpr (To == direction::unpack) {
-    const bytes16 mask(15);
-    const auto v = bytes16::load_unaligned(block);
+    const bytes mask(15);
+    const auto v = bytes::load_unaligned(block);
     const auto low = v & mask, high = shift_bytes(v, 4) & mask;
     const auto first = top != 0 ? high : low, second = top != 0 ? low : high;
     xsimd::zip_lo(first, second).store_unaligned(codes);
     xsimd::zip_hi(first, second).store_unaligned(codes + 16);
   } else {
     // Pairs of codes as 16-bit words, whose halves come together in their low bytes.
-    using words = xsimd::batch<std::uint16_t, bytes16::arch_type>;
+    using words = simd::batch<std::uint16_t, simd::arch_128<Arch>>;
     const auto pairs = [&](std::size_t i) LOWBIT_INLINE_LAMBDA {
-      const auto w = xsimd::bitwise_cast<std::uint16_t>(bytes16::load_unaligned(codes + i));
+      const auto w = xsimd::bitwise_cast<std::uint16_t>(bytes::load_unaligned(codes + i));
       return top != 0 ? words(w << 4 | w >> 8) : words(w | w >> 4);
     };
-    simd::store_low_bytes(block, pairs(0), pairs(16), bytes16::arch_type{});
+    simd::store_low_bytes(block, pairs(0), pairs(16), simd::arch_128<Arch>{});
   }
 }
 
@@ -139,7 +145,7 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
               move_bytes<To>(block + b * s.bytes + bit / 8 + i, codes + b * count + at + i, right, bytes, is_first);
         };
         for (; done + run <= count; done += run) {
-          if (run % 16 == 0) move(done, bytes16(mask));
+          if (run % 16 == 0) move(done, bytes16<Arch>(mask));
           else move(done, mask * std::uint64_t{0x0101'0101'0101'0101u});
         }
         break;
@@ -157,7 +163,7 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
         const unsigned top = (&p.digits.stride[0])[0] < 0 ? 1 : 0;
         for (std::size_t b = 0; b < blocks; ++b)
           for (std::size_t i = 0; i + 32 <= count; i += 32)
-            move_nibbles<To>(block + b * s.bytes + p.base / 8 + (first + i) / 2, codes + b * count + i, top);
+            move_nibbles<Arch, To>(block + b * s.bytes + p.base / 8 + (first + i) / 2, codes + b * count + i, top);
         done = count / 32 * 32;
         break;
       }

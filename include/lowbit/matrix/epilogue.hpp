@@ -49,7 +49,7 @@ namespace detail {
 /// values = f(values), a register at a time.
 template <class F>
 void map_registers(float* values, std::size_t count, F&& f) noexcept {
-  using floats = xsimd::batch<float>;
+  using floats = simd::batch<float, simd::native>;
   for (std::size_t i = 0; i < count; i += floats::size) f(floats::load_unaligned(values + i)).store_unaligned(values + i);
 }
 }  // namespace detail

@@ -37,7 +37,7 @@ class row_kernel {
 #ifdef LOWBIT_ISA_UNITS
     return kernel::best_unit().quantise_rows(a);
 #else
-    return kernel::quantise_rows<xsimd::default_arch>(a);
+    return kernel::quantise_rows<simd::native>(a);
 #endif
   }
 

@@ -217,16 +217,13 @@ template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, batch<float, Arch> b,
                                                         requires_arch<xsimd::generic>) noexcept {
   auto p = a * b;
-#if defined(__aarch64__)
-  asm("" : "+w"(p.data));
-#else
   asm("" : "+m"(p));
-#endif
   return p;
 }
 
 }  // namespace lowbit::simd
 
+#include <lowbit/simd/arm_neon.hpp>
 #include <lowbit/simd/x86_avx2.hpp>
 #include <lowbit/simd/x86_avx512.hpp>
 #include <lowbit/simd/x86_sse.hpp>

@@ -89,6 +89,23 @@ LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, require
   _mm256_stream_ps(p, v);
 }
 
+#if XSIMD_WITH_AVXVNNI && XSIMD_WITH_FMA3_AVX2
+template <>
+inline constexpr bool exact_u8s8<isa::avxvnni> = true;
+
+// The VEX form of vpdpbusd and vpdpwssd: exact for all of 0 … 255.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
+                                                         batch<std::int8_t, Arch> x, requires_arch<isa::avxvnni>) noexcept {
+  return _mm256_dpbusd_avx_epi32(acc, w, x);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
+                                                        batch<std::int32_t, Arch> b, requires_arch<isa::avxvnni>) noexcept {
+  return _mm256_dpwssd_avx_epi32(acc, a, b);
+}
+#endif
+
 #if defined(__F16C__)
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, requires_arch<xsimd::avx2>) noexcept {
