@@ -71,10 +71,12 @@ class growing_panels {
   void clear() noexcept { size_ = 0; }
 
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  /// [size(), cols] over the panels, valid until the next change.
-  [[nodiscard]] panel_matrix panels() const {
-    return panel_matrix::over(*spec_, size_, cols_, {panels_.data(), panel_matrix::size_of(*spec_, size_, cols_)}, *unit_);
+  /// The first `rows` of them, [rows, cols], over the panels: valid until the next change.
+  [[nodiscard]] panel_matrix panels(std::size_t rows) const {
+    LOWBIT_EXPECTS(rows <= size_);
+    return panel_matrix::over(*spec_, rows, cols_, {panels_.data(), panel_matrix::size_of(*spec_, rows, cols_)}, *unit_);
   }
+  [[nodiscard]] panel_matrix panels() const { return panels(size_); }
 
  private:
   void build(const packed_view& w, std::size_t panel) {
