@@ -37,8 +37,8 @@ int main(int argc, char** argv) {
   if (rows == 0 || weights.size() != rows * cols || importance.size() != cols) return 2;
   const matrix_view<const float> w(weights.data(), rows, cols);
   serial_executor serial;
-  for (const format_spec* s : gguf_formats::specs) {
-    if (!s->is_writable() || s->is_float()) continue;
+  for (const format_spec* s : readable_formats::specs) {
+    if (s->gguf < 0 || !s->is_writable() || s->is_float()) continue;
     const std::string path = argv[5] + ("/" + std::string(s->name));
     if (!write(path, detail::quantise_by<standard, round_nearest>(*s, w, uncalibrated(), serial)) ||
         !write(path + ".weighted", detail::quantise_by<importance_weighted, round_nearest>(*s, w, given_importance(importance), serial)))

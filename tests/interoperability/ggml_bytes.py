@@ -76,7 +76,8 @@ with Folder() as folder:
             if done.returncode != 0:
                 sys.exit(f"{helper} failed: {done.stderr}")
             units.append(done.stdout.strip())
-            assert {p.name.removesuffix(".weighted") for p in (folder / arch).iterdir()} == set(TYPES), "other types than are compared here"
+            others = {p.name.removesuffix(".weighted") for p in (folder / arch).iterdir()} ^ set(TYPES)
+            assert not others, f"{', '.join(sorted(others))}: not on both sides"
             for name, theirs in expected.items():
                 ours = numpy.fromfile(folder / arch / name, numpy.uint8).reshape(theirs.shape)
                 if not numpy.array_equal(ours, theirs):
