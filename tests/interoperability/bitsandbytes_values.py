@@ -52,6 +52,30 @@ with Folder() as folder:
                 floats = floats_of(executable, target, folder, target.name + "-floats")
                 for name, values in expected.items():
                     same(values, floats[name], f"bitsandbytes' {kind}, blocks of {block}, nested {nested}: {name}")
+
+    # The choices, too: scales nested as bitsandbytes nests them, and LLM.int8's codes and scales of the same weights.
+    ours, plain4 = load(folder / "bitsandbytes-nested-nf4"), load(folder / "bitsandbytes-nf4")
+    apart = count = 0
+    for name in filter(is_matrix, plain):
+        state = F.QuantState.from_dict(parts_of(ours, name), torch.device("cpu"))
+        theirs, inner = F.quantize_blockwise(torch.from_numpy(plain4[name + ".absmax"]) - state.offset, blocksize=256)
+        same(inner.absmax.numpy(), ours[name + ".nested_absmax"], f"nested scales of {name}", ulps=1)
+        far = numpy.abs(theirs.numpy().astype(int) - ours[name + ".absmax"])
+        if far.max() > 1:
+            raise SystemExit(f"nested codes of {name}: {far.max()} apart")
+        apart, count = apart + int((far != 0).sum()), count + far.size
+        mean = plain4[name + ".absmax"].astype(numpy.float64).mean()
+        if not abs(float(state.offset) - mean) <= 1e-6 * mean:
+            raise SystemExit(f"the offset of {name} is {float(state.offset)}, the mean {mean}")
+    # (bitsandbytes looks up the nearest code of numbers rounded to 16 bits: it may be one code off near a midpoint.)
+    if apart > count // 100:
+        raise SystemExit(f"{apart} of {count} nested codes are not bitsandbytes'")
+    tensors = load(folder / "int8")
+    for name in filter(is_matrix, plain):
+        codes, scales, _ = F.int8_vectorwise_quant(torch.from_numpy(plain[name]).half())
+        same(scales.numpy(), tensors[name[:-7] + ".SCB"], f"SCB of {name}")
+        same(codes.numpy(), tensors[name], f"int8 codes of {name}")
+
     codes = F.create_dynamic_map().numpy()
     nested = load(folder / "bitsandbytes-nested-nf4")
     name = next(n for n in nested if n.endswith(".nested_quant_map"))

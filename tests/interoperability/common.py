@@ -53,11 +53,11 @@ def load(folder):
     return tensors
 
 
-def float_model(executable, model, folder):
-    """The model in float32, so that numpy can read it: through GGUF, whose floats are wider."""
-    lowbit(executable, "quantise", model, folder / "f32.gguf", "--format", "f32")
-    lowbit(executable, "convert", folder / "f32.gguf", folder / "f32", "--to", "hf")
-    return folder / "f32"
+def float_model(executable, model, folder, name="f32"):
+    """The model in float32, so that numpy can read it: through GGUF (NAME.gguf), whose floats are wider."""
+    lowbit(executable, "quantise", model, folder / f"{name}.gguf", "--format", "f32")
+    lowbit(executable, "convert", folder / f"{name}.gguf", folder / name, "--to", "hf")
+    return folder / name
 
 
 def write_model(source, target, tensors, quantization_config):

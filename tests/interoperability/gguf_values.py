@@ -1,7 +1,7 @@
 """gguf and safetensors: the packages read what lowbit writes, and de-quantise it to lowbit's floats."""
 import importlib.metadata
 
-from common import Folder, arguments, float_model, floats_of, lowbit, same, tool
+from common import Folder, arguments, float_model, load, lowbit, same, tool
 
 numpy = tool("numpy")
 gguf = tool("gguf")
@@ -10,15 +10,15 @@ executable, model = arguments()
 
 with Folder() as folder:
     source = float_model(executable, model, folder)
-    for form in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq2_0", "mxfp4", "f16", "bf16"):
+    for form in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "f16", "bf16"):
         file = folder / f"{form}.gguf"
         lowbit(executable, "quantise", source, file, "--format", form)
         # To plain floats and back to GGUF: names and rows as in the file.
-        floats = floats_of(executable, file, folder, form)
+        floats = load(float_model(executable, file, folder, f"{form}-floats"))
         reader = gguf.GGUFReader(str(file))
-        seen = 0
+        seen, factors = 0, {t.name[:-6]: t.data[0] for t in reader.tensors if t.name.endswith(".scale")}
         for t in reader.tensors:
-            if "attn_q" in t.name or "attn_k" in t.name:
+            if t.name.endswith(".scale") or "attn_q" in t.name or "attn_k" in t.name:
                 continue  # rows in another order
             parts = t.name.split(".")
             names = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
@@ -29,8 +29,9 @@ with Folder() as folder:
                 values = gguf.quants.dequantize(t.data, t.tensor_type)
             except NotImplementedError:
                 continue  # a type that the package only stores
+            values = values * factors.get(t.name.removesuffix(".weight"), numpy.float32(1))
             same(values.reshape(floats[name].shape), floats[name], f"{form} {t.name}")
             seen += 1
         if seen < 8:
             raise SystemExit(f"{form}: only {seen} tensors were compared")
-print(f"gguf {importlib.metadata.version('gguf')}, safetensors {safetensors.__version__}: 16 types")
+print(f"gguf {importlib.metadata.version('gguf')}, safetensors {safetensors.__version__}: 19 types")

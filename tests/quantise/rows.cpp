@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <random>
+
 #include "hard_weights.hpp"
 
 using namespace lowbit;
@@ -54,6 +56,30 @@ TEST_CASE("every unit's rows are the blocks' bytes, with importance and without"
     });
   }
   CHECK(compared >= 3 * 18);
+}
+
+TEST_CASE("no product that feeds a sum is fused with it, in any of thousands of blocks") {
+  const std::size_t rows = 512, cols = 2048;
+  std::mt19937 random(9);
+  std::student_t_distribution<float> heavy(1.5f);
+  std::exponential_distribution<float> positive;
+  std::vector<float> x(rows * cols), importance(cols);
+  for (float& v : x) v = 0.02f * heavy(random);
+  for (float& v : importance) v = 1e-3f + positive(random);
+  const matrix_view<const float> w(x.data(), rows, cols);
+  const auto check = [&]<class F>(bool with) {
+    const auto expected = with ? *quantiser<F, block_by_block<importance_weighted>>::quantise(w, given_importance(importance))
+                               : *quantiser<F, block_by_block<standard>>::quantise(w);
+    for (const auto& u : kernel::linked_units()) {
+      if (!u.available) continue;
+      packed_matrix out(spec_of<F>, rows, cols);
+      CHECK(u.kernels->quantise_rows({&spec_of<F>, x.data(), cols, cols, 0, rows, with ? importance.data() : nullptr, out.bytes().data()}));
+      CHECK_MESSAGE(same(out, expected.weights), std::string(u.name) + (with ? " with importance" : ""));
+    }
+  };
+  // Of sub-blocks short enough to be unrolled, where GCC fused the first product of a sum.
+  check.template operator()<q2_k>(false);
+  check.template operator()<q2_k>(true);
 }
 
 TEST_CASE("quantisers take that path, for any executor") {

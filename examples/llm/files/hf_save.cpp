@@ -170,6 +170,7 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     written += writer->written();
     if (auto s = writer->commit(); !s) return std::move(s).error();
   }
+  if (model.find("output.weight") == nullptr) left_alone.emplace_back("lm_head");  // loaders build one over the embedding
 
   // Configuration and tokeniser: the source's own where it has them, with what changed.
   const fs::path own{model.folder};

@@ -70,7 +70,8 @@ inline result<quantisation_config> read_quantisation_config(const nlohmann::orde
     for (char& ch : version) ch = static_cast<char>(ch >= 'A' && ch <= 'Z' ? ch - 'A' + 'a' : ch);
     if (version.empty() || version == "gemm") c.family = find_family("awq");
     else if (version == "gemv") c.family = find_family("awq_gemv");
-    else if (version == "gemv_fast" || version == "llm-awq") c.family = find_family("awq_gemv_fast");
+    else if (version == "gemv_fast") c.family = find_family("awq_gemv_fast");
+    else if (version == "llm-awq") c.family = find_family("llm_awq");
     else return failure{errc::unsupported, "checkpoints of AWQ version \"" + version + "\" are not read"};
   } else if (c.method == "compressed-tensors" && j.contains("config_groups") && j["config_groups"].is_object() && j["config_groups"].size() == 1) {
     const auto& group = *j["config_groups"].begin();
@@ -157,7 +158,7 @@ inline std::string quantization_config(const checkpoint_layout& layout, const fo
          {"checkpoint_format", name}, {"format", name}, {"method", "gptq"}, {"pack_dtype", "int32"}, {"modules_to_not_convert", modules_not_quantised}};
   } else if (layout.family->method == "awq") {
     c = {{"quant_method", "awq"}, {"bits", bits}, {"group_size", group}, {"zero_point", true},
-         {"version", name == "awq" ? "gemm" : name == "awq_gemv" ? "gemv" : "gemv_fast"}, {"modules_to_not_convert", modules_not_quantised}};
+         {"version", name == "awq" ? "gemm" : name == "awq_gemv" ? "gemv" : name == "llm_awq" ? "llm-awq" : "gemv_fast"}, {"modules_to_not_convert", modules_not_quantised}};
   } else if (layout.family->method == "compressed-tensors") {
     nlohmann::ordered_json weights = {{"num_bits", bits}, {"type", layout.family->table != nullptr ? "float" : "int"}, {"symmetric", symmetric},
                                       {"dynamic", false}, {"observer", "minmax"}};

@@ -74,10 +74,15 @@ constexpr checkpoint_family gptq(std::string_view name, word_order (*words)(unsi
           .zero = zero_kind::required, .zero_bias = bias, .scales = ".scales", .scale_last = axis::out, .index = ".g_idx", .index_always = true,
           .widths = widths, .out_multiple = 32, .in_multiple = 32};
 }
+constexpr checkpoint_family awq_fast(std::string_view name, std::string_view zeros) noexcept {
+  return {.name = name, .method = "awq", .codes = {".qweight", "I16", awq_fast_order, axis::in, axis::in, 4}, .zeros = {zeros, "F16"},
+          .zero = zero_kind::scaled_floats, .scales = ".scales", .scale_dtype = "F16", .scale_last = axis::out, .padded_groups = true,
+          .widths = 0b1'0000, .out_multiple = 4, .in_multiple = 64};
+}
 }  // namespace detail
 
 /// In the order in which an unlabelled checkpoint is tried.
-inline constexpr std::array<checkpoint_family, 13> checkpoint_families{{
+inline constexpr std::array<checkpoint_family, 14> checkpoint_families{{
     detail::gptq("gptq", dense_words, 1, 0b1'0001'1100),
     detail::gptq("gptq_v2", dense_words, 0, 0b1'0001'1100),
     detail::gptq("gptq_p", planar_words, 0, 0b1'1111'1100),
@@ -87,9 +92,8 @@ inline constexpr std::array<checkpoint_family, 13> checkpoint_families{{
     {.name = "awq_gemv", .method = "awq", .codes = {".qweight", "I32", dense_words, axis::in, axis::in},
      .zeros = {".qzeros", "I32", dense_words, axis::in, axis::in}, .zero = zero_kind::required, .scales = ".scales", .padded_groups = true,
      .widths = 0b1'0000, .in_multiple = 32},
-    {.name = "awq_gemv_fast", .method = "awq", .codes = {".qweight", "I16", detail::awq_fast_order, axis::in, axis::in, 4},
-     .zeros = {".scaled_zeros", "F16"}, .zero = zero_kind::scaled_floats, .scales = ".scales", .scale_dtype = "F16", .scale_last = axis::out,
-     .padded_groups = true, .widths = 0b1'0000, .out_multiple = 4, .in_multiple = 64},
+    detail::awq_fast("awq_gemv_fast", ".qzeros"),    // AutoAWQ's name for them
+    detail::awq_fast("llm_awq", ".scaled_zeros"),
     {.name = "compressed-tensors", .method = "compressed-tensors", .codes = {".weight_packed", "I32", dense_words},
      .zeros = {".weight_zero_point", "I32", dense_words, axis::out, axis::in}, .zero = zero_kind::optional, .scales = ".weight_scale",
      .index = ".weight_g_idx", .shape = ".weight_shape", .widths = 0b1'1111'1110},

@@ -30,7 +30,7 @@ struct lane_weights {
 /// w = importance * sqrt(sigma² + x²).
 template <class V>
 LOWBIT_ALWAYS_INLINE void weigh(std::size_t n, const V* x, const V* importance, const V& sigma2, V* w) noexcept {
-  for (std::size_t i = 0; i < n; ++i) w[i] = importance[i] * square_root(sigma2 + rounded_product(x[i], x[i]));
+  for (std::size_t i = 0; i < n; ++i) w[i] = rounded_product(importance[i], square_root(sigma2 + rounded_product(x[i], x[i])));
 }
 
 /// Codes again, for the scales as they are stored; sub-blocks whose scale came out as zero keep the search's.

@@ -152,7 +152,7 @@ struct range_trials {
 /// ranges. Returns the scale; `minimum` gets minus the fitted minimum, >= 0.
 template <class V>
 V search_with_minimum(std::size_t n, float nmax, const V* x, const V* w, range_trials trials, V* levels, V& minimum) noexcept {
-  V low = x[0], high = x[0], sum_w = w[0], sum_x = w[0] * x[0];
+  V low = x[0], high = x[0], sum_w = w[0], sum_x = rounded_product(w[0], x[0]);
   for (std::size_t i = 1; i < n; ++i) {
     low = lesser(x[i], low);
     high = greater(x[i], high);
