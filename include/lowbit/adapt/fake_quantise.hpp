@@ -2,9 +2,10 @@
 // rounding to them (fake_quantise_gradient.hpp).
 //
 // Learnt are a real scale, and where the format has one an offset, for every sub-block: the block or, in formats of two levels, the part
-// of it that has a sub-scale. The forward pass stores them in a block's fields as the format does (half precision, integer zero-points, sub-scales
-// in units of the block's) and takes its values from that grid, so what is trained is what a reader of pack()'s result gets, bit for bit.
-// The backward pass takes derivatives on the stored grid and counts storing as the identity. Formats of plain floats round and have no scales.
+// of it that has a sub-scale. The forward pass stores them in a block's fields as the format does (half precision, integer zero-points,
+// sub-scales in units of the block's) and takes its values from that grid, so what is trained is what a reader of pack()'s result gets, bit
+// for bit. The backward pass takes derivatives on the stored grid and counts storing as the identity. Plain floats are rounded to their
+// type and have no scales.
 #pragma once
 
 #include <lowbit/adapt/fake_quantise_gradient.hpp>
@@ -24,8 +25,8 @@ struct fake_gradients {
   sub_block_values scales, offsets;
 };
 
-/// LSQ's first scale, 2 mean|x| / sqrt(Qp) (Esser et al. 2020, section 2.1). Formats with an offset lie around the weights' mean, with half as many
-/// steps to either side.
+/// LSQ's first scale, 2 mean|x| / sqrt(Qp) (Esser et al. 2020, section 2.1). Formats with an offset lie around the weights' mean, with half
+/// as many steps to either side.
 struct mean_magnitude {
   using needs = needs_statistics<>;
   static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
@@ -51,7 +52,8 @@ class fake_quantiser {
   /// is not made of planes (lattices, digits of base 3), and (bad_value) on a weight that is not finite, naming its row and column.
   template <fit_policy Fit = mean_magnitude, matrix_like W>
   static result<fake_quantiser> fitted(const format_spec& s, const W& weights) {
-    if (s.is_recoded()) return failure{errc::unsupported, "format " + std::string(s.name) + " has no grid to train on: its blocks are not planes of codes"};
+    if (s.is_recoded())
+      return failure{errc::unsupported, "format " + std::string(s.name) + " has no grid to train on: its blocks are not planes of codes"};
     const matrix_view<const float> w = view(weights);
     fake_quantiser q(s, w.rows, w.cols);
     if (status ok = q.template refit<Fit>(w); !ok) return std::move(ok).error();
@@ -174,8 +176,8 @@ class fake_quantiser {
     block_buffer buffer(spec());
     std::vector<detail::real_scale> sub(spec().sub_blocks());
     for_blocks(begin, end, [&](std::size_t r, std::size_t c, std::size_t n) {
-      for (std::size_t j = 0; j < sub.size(); ++j)  // a ragged block's tail has scale 0
-        sub[j] = j < sub_blocks(n) ? detail::real_scale{at(scales_, r, c, j), has_offset() ? at(offsets_, r, c, j) : 0.0f} : detail::real_scale{};
+      std::fill(sub.begin(), sub.end(), detail::real_scale{});  // a ragged block's tail has scale 0
+      for (std::size_t j = 0; j < sub_blocks(n); ++j) sub[j] = {at(scales_, r, c, j), has_offset() ? at(offsets_, r, c, j) : 0.0f};
       detail::store_scales(spec(), sub, buffer.fields());
       f(r, c, n, grid(spec(), buffer.fields()), buffer.fields());
     });
@@ -205,8 +207,8 @@ class fake_quantiser {
 
   [[nodiscard]] std::optional<failure> find_other_shape(std::size_t rows, std::size_t cols) const {
     if (rows == rows_ && cols == cols_) return std::nullopt;
-    return failure{errc::shape, "a matrix of " + std::to_string(rows) + " x " + std::to_string(cols) + " for fake quantisation of " + std::to_string(rows_) +
-                                    " x " + std::to_string(cols_)};
+    return failure{errc::shape, "a matrix of " + std::to_string(rows) + " x " + std::to_string(cols) + " for fake quantisation of " +
+                                    std::to_string(rows_) + " x " + std::to_string(cols_)};
   }
   [[nodiscard]] std::optional<failure> find_bad(matrix_view<const float> w) const {
     if (auto bad = find_other_shape(w.rows, w.cols)) return bad;

@@ -87,7 +87,8 @@ class fake_activations {
     if (rows != x.rows || cols != x.cols)
       return failure{errc::shape, "activations of " + std::to_string(x.rows) + " x " + std::to_string(x.cols) + " and a matrix of " +
                                       std::to_string(rows) + " x " + std::to_string(cols)};
-    if (!(scale > 0) || !std::isfinite(scale) || !std::isfinite(offset)) return failure{errc::bad_value, "the scale of the activations is " + std::to_string(scale) + ", their offset " + std::to_string(offset)};
+    if (!(scale > 0) || !std::isfinite(scale) || !std::isfinite(offset))
+      return failure{errc::bad_value, "the scale of the activations is " + std::to_string(scale) + ", their offset " + std::to_string(offset)};
     for (std::size_t r = 0; r < x.rows; ++r)
       for (std::size_t c = 0; c < x.cols; ++c)
         if (std::isnan(x(r, c))) return failure{errc::bad_value, "NaN at row " + std::to_string(r) + ", column " + std::to_string(c)};
