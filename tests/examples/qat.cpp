@@ -152,13 +152,13 @@ TEST_CASE("a short training at 2 bits recovers half of what rounding to nearest 
     const double exact = s.loss_in_engine(s.model, llm::stored);
     CHECK(loss_of(model.config, *start, s.text, s.threads) == doctest::Approx(exact).epsilon(1e-5));
     const double nearest = s.loss_in_engine(model, [&](const llm::tensor& t) { return llm::requantise(t, how, s.threads); });
-    const auto result = train(model.config, *start, parameter_formats(model, format), s.text, &*start, {.steps = 40, .batch = 4, .rate = 1e-2f}, s.threads);
+    auto result = train(model.config, *start, parameter_formats(model, format), s.text, &*start, {.steps = 40, .batch = 4, .rate = 1e-2f}, s.threads);
     REQUIRE_MESSAGE(result.ok(), (result.ok() ? "" : result.error().message));
     CHECK(result->losses.size() == 40);
     const double own = loss_of(model.config, result->values, s.text, s.threads);
     CHECK(own - exact < 0.5 * (nearest - exact));
 
-    const llm::checkpoint after = with_weights(model, result->weights);
+    const llm::checkpoint after = with_weights(model, std::move(result->weights));
     const std::string path = s.folder / (std::string(name) + (llm::container_of(after, format) == llm::container::gguf ? ".gguf" : ""));
     REQUIRE(llm::save_model(path, after, format, llm::stored));
     const auto again = llm::open_checkpoint(path);
