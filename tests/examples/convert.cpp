@@ -1,5 +1,6 @@
 // Conversions between kinds of file: the verdict of every tensor, what the new file computes, and what is refused.
 #include "files/convert.hpp"
+#include "logits.hpp"
 #include "text/tokeniser.hpp"
 #include "tiny_model.hpp"
 
@@ -16,32 +17,6 @@
 using namespace llm;
 
 namespace {
-
-std::vector<float> logits_of(const checkpoint& file, const weight_source& source, thread_pool& threads) {
-  const auto model = build_llama(file, source, threads);
-  REQUIRE_MESSAGE(model.ok(), (model.ok() ? "" : model.error().message));
-  session s{*model, 8, threads, lowbit::precision::exact};
-  const std::vector<int> ids{1, 17, 260, 5, 99, 3};
-  const matrix& logits = s.feed(ids, ids.size());
-  return {logits.row(0), logits.row(0) + logits.rows() * logits.cols()};
-}
-
-/// The largest difference, as a share of the largest value.
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
-  REQUIRE(a.size() == b.size());
-  double difference = 0.0, largest = 0.0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference = std::max(difference, static_cast<double>(std::abs(a[i] - b[i])));
-    largest = std::max(largest, static_cast<double>(std::abs(a[i])));
-  }
-  return difference / largest;
-}
-
-checkpoint opened(const std::string& path) {
-  auto c = open_checkpoint(path);
-  REQUIRE_MESSAGE(c.ok(), (c.ok() ? "" : c.error().message));
-  return *std::move(c);
-}
 
 /// Converts a file; gives the verdicts by tensor.
 std::map<std::string, verdict> convert(const std::string& from, const std::string& to, const std::string& target, const char* format, thread_pool& threads) {

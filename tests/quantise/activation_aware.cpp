@@ -1,6 +1,7 @@
 // Activation-aware scaling against a float64 implementation of AutoAWQ's search, token replay, and hostile statistics.
+#include "matrices.hpp"
+
 #include <lowbit/format/registry.hpp>
-#include <lowbit/glue/eigen.hpp>
 #include <lowbit/quantise/activation_aware.hpp>
 #include <lowbit/quantise/quantiser.hpp>
 
@@ -9,18 +10,13 @@
 #include <random>
 
 using namespace lowbit;
+using namespace test;
 
 namespace {
 struct u4_g32_exact { static constexpr format_spec spec = uniform({.bits = 4, .group = 32, .scale = number::f32}); };
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using statistics = calibrated<channel_magnitude, hessian>;
 
-matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  return matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
-}
 /// Correlated tokens of which a few channels are much larger, as a language model's are.
 matrix outlier_tokens(Eigen::Index tokens, Eigen::Index channels, unsigned seed) {
   matrix x = normal_matrix(tokens, channels, seed) * (matrix::Identity(channels, channels) + 0.3f / std::sqrt(static_cast<float>(channels)) * normal_matrix(channels, channels, seed + 1));

@@ -1,6 +1,6 @@
 // Error feedback against the equations it comes from, in float64: optimal brain surgery one column at a time, the reference's blocked loop,
 // and brute force; and against Hessians that nobody should give it.
-#include "hessians.hpp"
+#include "matrices.hpp"
 
 #include <lowbit/quantise/by_id.hpp>
 

@@ -1,5 +1,7 @@
 // Fits against what they promise: errors in their own norm by brute force, quantiles against published definitions, and hostile statistics.
-#include <lowbit/glue/eigen.hpp>
+#include "hard_weights.hpp"
+#include "matrices.hpp"
+
 #include <lowbit/quantise/clip.hpp>
 #include <lowbit/quantise/half_quadratic.hpp>
 #include <lowbit/quantise/importance.hpp>
@@ -9,9 +11,8 @@
 
 #include <random>
 
-#include "hard_weights.hpp"
-
 using namespace lowbit;
+using namespace test;
 
 namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
@@ -19,7 +20,6 @@ struct u4_free {  // an offset that is a free float32
   static constexpr format_spec spec{.name = "u4_free", .block = 32, .bytes = 24, .codes = {{plane{4, 0, byte(8), {{32}, {4}}}}},
                                     .scale = {number::f32, 0}, .minimum = {number::f32, 4}};
 };
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using own_formats = detail::concat<bitsandbytes_formats, uniform_formats, format_list<q3_g40>>::type;  // ggml has none of them
 
 matrix heavy_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
@@ -27,16 +27,9 @@ matrix heavy_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
   std::student_t_distribution<float> heavy(4);
   return matrix::NullaryExpr(rows, cols, [&] { return heavy(random); });
 }
-matrix decoded(const packed_matrix& q) {
-  matrix out(static_cast<Eigen::Index>(q.rows()), static_cast<Eigen::Index>(q.cols()));
-  decode(q.view(), view(out));
-  return out;
-}
 /// Inputs whose channels are correlated and of very different size.
 matrix uneven_inputs(Eigen::Index tokens, Eigen::Index channels, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  matrix x = matrix::NullaryExpr(tokens, channels, [&] { return normal(random); });
+  matrix x = normal_matrix(tokens, channels, seed);
   for (Eigen::Index c = 0; c < channels; ++c) {
     if (c > 0) x.col(c) += 0.5f * x.col(c - 1);
     x.col(c) *= c % 7 == 0 ? 8.0f : 0.5f;

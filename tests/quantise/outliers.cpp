@@ -1,26 +1,15 @@
 // LLM.int8's split against its formula in float64, with the kernels that run it, and with any format for the rest.
-#include <lowbit/glue/eigen.hpp>
+#include "matrices.hpp"
+
 #include <lowbit/quantise/outliers_product.hpp>
 
 #include <doctest/doctest.h>
 
-#include <random>
-
 using namespace lowbit;
+using namespace test;
 
 namespace {
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Eigen::MatrixXd;
-matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  return matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
-}
-channel_maximum maximum_of(const matrix& x) {
-  channel_maximum m(static_cast<std::size_t>(x.cols()));
-  m.add(view(x));
-  return m;
-}
 /// Rows to 127 levels by their largest magnitude, in float64.
 MatrixXd int8_round(MatrixXd m) {
   for (Eigen::Index r = 0; r < m.rows(); ++r) {

@@ -1,6 +1,7 @@
 // Quantisers against brute force, published errors, and each other; bad weights; any number of threads.
+#include "matrices.hpp"
+
 #include <lowbit/format/registry.hpp>
-#include <lowbit/glue/eigen.hpp>
 #include <lowbit/quantise/by_id.hpp>
 
 #include <doctest/doctest.h>
@@ -9,16 +10,11 @@
 #include <random>
 
 using namespace lowbit;
+using namespace test;
 
 namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  return matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
-}
 double relative_error(const packed_matrix& q, const matrix& w) {
   matrix out(w.rows(), w.cols());
   decode(q.view(), view(out));

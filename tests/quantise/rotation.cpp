@@ -1,5 +1,6 @@
 // Rotations: Hadamard's equation exactly, orthogonality in float64, and models that compute the same in a rotated stream.
-#include <lowbit/glue/eigen.hpp>
+#include "matrices.hpp"
+
 #include <lowbit/quantise/rotation.hpp>
 
 #include <doctest/doctest.h>
@@ -7,16 +8,11 @@
 #include <random>
 
 using namespace lowbit;
+using namespace test;
 
 namespace {
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Eigen::MatrixXd;
 
-matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  return matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
-}
 /// R itself, as floats: the identity's rows, rotated.
 matrix matrix_of(const rotation& r) {
   const auto n = static_cast<Eigen::Index>(r.size());

@@ -1,27 +1,16 @@
 // SmoothQuant against its equation in float64, and against what it is for: activations that int8 can hold.
+#include "matrices.hpp"
+
 #include <lowbit/format/registry.hpp>
-#include <lowbit/glue/eigen.hpp>
 #include <lowbit/quantise/quantiser.hpp>
 #include <lowbit/quantise/smooth.hpp>
 
 #include <doctest/doctest.h>
 
-#include <random>
-
 using namespace lowbit;
+using namespace test;
 
 namespace {
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  return matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
-}
-channel_maximum maximum_of(const matrix& x) {
-  channel_maximum m(static_cast<std::size_t>(x.cols()));
-  m.add(view(x));
-  return m;
-}
 /// Rounds every row to 8 bits, symmetrically, in float64: activations per token, weights per output.
 Eigen::MatrixXd int8_rows(const Eigen::MatrixXd& m) {
   const Eigen::VectorXd scale = m.cwiseAbs().rowwise().maxCoeff() / 127;

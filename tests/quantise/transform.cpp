@@ -1,5 +1,6 @@
 // Folds: a model of two layers computes the same after scales have moved from one into the other.
-#include <lowbit/glue/eigen.hpp>
+#include "matrices.hpp"
+
 #include <lowbit/quantise/transform.hpp>
 
 #include <doctest/doctest.h>
@@ -7,17 +8,12 @@
 #include <random>
 
 using namespace lowbit;
+using namespace test;
 
 namespace {
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Eigen::MatrixXd;
 using Eigen::VectorXd;
 
-matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  return matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
-}
 std::vector<float> normal_vector(std::size_t n, unsigned seed) {
   const matrix m = normal_matrix(1, static_cast<Eigen::Index>(n), seed);
   return {m.data(), m.data() + n};

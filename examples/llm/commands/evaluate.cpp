@@ -9,7 +9,7 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string model, reference, text, quantise;
+  std::string model, reference, text, quantise, kv_format;
   std::size_t context = 0, tokens = 0;
   bool exact = false;
 };
@@ -20,11 +20,13 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!source) return source.error();
   auto model = o.quantise.empty() ? load_model(o.model, common, threads) : load_model(o.model, common, threads, *source);
   if (!model) return std::move(model).error();
+  const auto kv_format = kv_format_named(o.kv_format);
+  if (!kv_format) return kv_format.error();
   const std::size_t context = sequence_length(o.context, 512, model->file.config);
   auto windows = windows_of_text(o.text, model->words, context, o.tokens);
   if (!windows) return std::move(windows).error();
 
-  session s{*model->model, context, threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8};
+  session s{*model->model, context, threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8, *kv_format};
   std::unique_ptr<session> reference_session;
   logit_source reference_logits;
   loaded_model reference;
@@ -70,6 +72,7 @@ void add_evaluate(CLI::App& app, common_options& common, action& chosen) {
   c->add_option("--context", o->context, "Tokens in a window (default 512, or what the model was trained for)");
   c->add_option("--tokens", o->tokens, "Predict only so many tokens (default: the whole text)");
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
+  c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");
   c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

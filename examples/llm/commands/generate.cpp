@@ -12,7 +12,7 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string model, prompt, quantise;
+  std::string model, prompt, quantise, kv_format;
   std::size_t tokens = 128;
   sampling draw;
   bool exact = false, special = false;
@@ -30,6 +30,8 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!source) return source.error();
   auto loaded = o.quantise.empty() ? load_model(o.model, common, threads) : load_model(o.model, common, threads, *source);
   if (!loaded) return std::move(loaded).error();
+  const auto kv_format = kv_format_named(o.kv_format);
+  if (!kv_format) return kv_format.error();
   const tokeniser& words = loaded->words;
   const vocabulary& v = words.data();
 
@@ -40,7 +42,8 @@ lowbit::status run(const options& o, const common_options& common) {
   if (prompt_tokens >= context)
     return lowbit::failure{lowbit::errc::bad_value, "the prompt has " + std::to_string(prompt_tokens) + " tokens, the model's context " + std::to_string(context)};
 
-  session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8};
+  session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8,
+            *kv_format};
   sampler choose{o.draw};
   std::string text = words.decode(ids);  // the space that encode put first is not part of it
   if (!common.json) fmt::print("{}", text);
@@ -94,6 +97,7 @@ void add_generate(CLI::App& app, common_options& common, action& chosen) {
   c->add_option("--seed", o->draw.seed, "Of the draws")->capture_default_str();
   c->add_flag("--special", o->special, "Names of control tokens in the prompt are those tokens");
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
+  c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");
   c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

@@ -86,6 +86,16 @@ lowbit::result<weight_source> quantised_source(const std::string& format, thread
   return weight_source{[how = requantisation{*id, lowbit::method::rtn, {}, 0, 0}, &threads](const tensor& t) { return requantise(t, how, threads); }};
 }
 
+lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name) {
+  const lowbit::format_spec* none = nullptr;
+  if (name.empty()) return none;
+  const auto format = lowbit::find_format(name);
+  if (!format) return lowbit::failure{lowbit::errc::bad_value, "unknown format " + name};
+  const lowbit::format_spec& s = lowbit::spec_of_id(*format);
+  if (s.is_recoded()) return lowbit::failure{lowbit::errc::unsupported, "keys and values cannot be kept in " + name};
+  return &s;
+}
+
 lowbit::result<std::string> read_text(const std::string& path) {
   std::error_code ignored;
   std::ifstream file{path, std::ios::binary};

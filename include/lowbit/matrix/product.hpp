@@ -200,7 +200,7 @@ void multiply(std::span<const product> batch, workspace& space, E& executor, pre
   const auto task = [&](std::size_t index) {
     // A pair belongs to the task in whose share of the cost it begins.
     const std::size_t first = index * total_cost, last = first + total_cost;
-    std::size_t before = 0, matrix = 0;
+    std::size_t before = 0, which = 0;
     for (const product& p : batch) {
       if (!works(p)) continue;
       const std::size_t each = cost_of(p) * tasks, pairs = pairs_of(p), panels = kernel::panel_count(p.w->rows());
@@ -209,19 +209,19 @@ void multiply(std::span<const product> batch, workspace& space, E& executor, pre
         return n < pairs ? n : pairs;
       };
       const detail::destination<Epilogue, Activation> out{&p, &epilogue, &activation};
-      const detail::operand& x = operands[taken[matrix]];
+      const detail::operand& x = operands[taken[which]];
       const std::size_t begin = pair_at(first), end = pair_at(last);
       if (p.gate == nullptr) {
         if (begin < end) out.template run<false>(*p.w, x, begin * pair, end * pair < panels ? end * pair : panels);
-        matrix += 1;
+        which += 1;
       } else {
-        const detail::operand& gate_x = operands[taken[matrix + 1]];
+        const detail::operand& gate_x = operands[taken[which + 1]];
         for (std::size_t i = begin; i < end; ++i) {  // y holds the gate's values until those of w come, soon
           const std::size_t stop = (i + 1) * pair < panels ? (i + 1) * pair : panels;
           out.template run<true>(*p.gate, gate_x, i * pair, stop);
           out.template run<false>(*p.w, x, i * pair, stop);
         }
-        matrix += 2;
+        which += 2;
       }
       before += each * pairs;
     }

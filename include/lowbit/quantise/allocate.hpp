@@ -181,7 +181,7 @@ inline status apply_overrides(std::span<allocated_tensor> tensors, std::span<con
 }
 
 /// Chooses. Fails where a tensor has no usable option, or where the smallest ones exceed the budget; both say by name and number.
-/// `points` bounds time and memory: about 16 bytes * points for each tensor.
+/// `points` bounds time and memory: about 24 bytes * points for each tensor.
 inline result<allocation> allocate(std::span<const allocated_tensor> tensors, std::uint64_t budget, std::size_t points = 4096) {
   LOWBIT_EXPECTS(points >= 2);
   std::vector<std::vector<detail::frontier_point>> options;

@@ -4,7 +4,7 @@
 // use the scales as they are stored, so that value(code(v, i), i) is exactly what a reader of the file will get.
 #pragma once
 
-#include <lowbit/format/codec.hpp>
+#include <lowbit/kernel/dispatch.hpp>
 
 #include <cmath>
 #include <vector>
@@ -38,13 +38,12 @@ constexpr level_range levels_of(const format_spec& s) noexcept {
 class grid {
  public:
   grid(const format_spec& s, const block_fields& f) : spec_(&s), zero_(s.zero_point.present() ? *f.zero_point : 0) {
-    sub_.reserve(s.sub_blocks());
     const float scale = number_value(s.scale.type, *f.scale), minimum = number_value(s.minimum.type, *f.minimum);
     for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
       affine a{scale, s.minimum.present() ? minimum : 0.0f};
       if (s.sub_scale.present()) a.scale = rounded_product(scale, sub_scale_value(s, f.sub_scale[j]));
       if (s.sub_minimum.present()) a.offset = -rounded_product(minimum, static_cast<float>(s.sub_minimum.value(f.sub_minimum[j])));
-      sub_.push_back({a, a.scale != 0.0f && std::isfinite(1.0f / a.scale) ? 1.0f / a.scale : 0.0f});
+      sub_[j] = {a, a.scale != 0.0f && std::isfinite(1.0f / a.scale) ? 1.0f / a.scale : 0.0f};
     }
   }
 
@@ -56,6 +55,14 @@ class grid {
     const float lowest = static_cast<float>(spec_->codes.lowest() - zero_), highest = static_cast<float>(spec_->codes.highest() - zero_);
     const float clamped = level < lowest ? lowest : level > highest ? highest : level;
     return spec_->codes.stored(static_cast<int>(std::nearbyint(clamped)) + zero_);
+  }
+  /// The codes of the block's first n weights.
+  void codes(const float* x, std::size_t n, std::uint8_t* out) const noexcept {
+    const std::size_t sub = spec_->sub_block();
+    for (std::size_t i = 0; i < n; i += sub) {
+      const entry& e = sub_[i / sub];
+      LOWBIT_BEST_KERNEL(round_codes)({spec_, x + i, n - i < sub ? n - i : sub, e.map.offset, e.inverse, zero_, out + i});
+    }
   }
   /// What a reader will see.
   [[nodiscard]] float value(unsigned code, std::size_t i) const noexcept {
@@ -74,7 +81,7 @@ class grid {
   };
   const format_spec* spec_;
   int zero_;
-  std::vector<entry> sub_;
+  entry sub_[max_sub_blocks];
 };
 
 }  // namespace lowbit

@@ -1,4 +1,4 @@
-// Inputs and matrices for the tests of error feedback.
+// Inputs, weights and what is measured of them, for the tests of quantisers.
 #pragma once
 
 #include <lowbit/calibration/statistics.hpp>
@@ -27,6 +27,12 @@ inline matrix correlated_inputs(Eigen::Index tokens, Eigen::Index channels, unsi
   for (Eigen::Index c = 0; c < channels; ++c) x.col(c) *= std::exp(0.5f * size(0, c));
   x.col(channels / 3) *= 8;
   return x;
+}
+
+inline lowbit::channel_maximum maximum_of(const matrix& x) {
+  lowbit::channel_maximum m(static_cast<std::size_t>(x.cols()));
+  m.add(lowbit::view(x));
+  return m;
 }
 
 inline lowbit::hessian hessian_of(const matrix& x) {
