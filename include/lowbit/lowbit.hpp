@@ -2,6 +2,8 @@
 // brings nlohmann-json, and the Eigen tensor glue is left out here because it brings Eigen's unsupported modules.
 #pragma once
 
+#include <lowbit/adapt/fake_quantise.hpp>
+#include <lowbit/adapt/fake_quantise_activations.hpp>
 #include <lowbit/calibration/saved.hpp>
 #include <lowbit/calibration/statistics.hpp>
 #include <lowbit/core/aligned_buffer.hpp>

@@ -35,6 +35,15 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (!scaled) return std::move(scaled).error();
   auto apart = quantise_with_outliers(spec_of<q8_0>, weights, outlier_channels(statistics.get<channel_maximum>()), serial, statistics);
   if (!apart) return std::move(apart).error();
+  auto faked = fake_quantiser<learnt_step_and_offset>::fitted(spec_of<q3_g40>, weights);
+  if (!faked) return std::move(faked).error();
+  fake_gradients of_steps;
+  std::vector<float> seen(weights.rows * weights.cols);
+  const matrix_view<float> values(seen.data(), weights.rows, weights.cols);
+  if (status s = faked->forward(weights, values); !s) return s;
+  if (status s = faked->backward(weights, values, values, of_steps); !s) return s;
+  if (auto exported = faked->pack(weights); !exported) return std::move(exported).error();
+  if (status s = fake_activations<parameterised_clip>::clipped_at(unsigned_levels(4), 6.0f).forward(weights, values); !s) return s;
   const rotation turned(weights.rows, 1);
   turned.rotate_rows({y.data(), 1, weights.rows}, serial);
   const std::vector<allocated_tensor> tensors{{"w", {{id_of<q4_k>(), 1.0, packed->bytes().size()}}}};

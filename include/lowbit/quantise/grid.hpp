@@ -71,6 +71,8 @@ class grid {
     return spec_->minimum.present() ? v + a.offset : v;
   }
   [[nodiscard]] const format_spec& spec() const noexcept { return *spec_; }
+  /// What the weights of sub-block j share; the level that it scales is counted from the zero-point.
+  [[nodiscard]] const affine& map(std::size_t j) const noexcept { return sub_[j].map; }
 
  private:
   struct entry {
