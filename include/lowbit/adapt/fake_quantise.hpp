@@ -74,7 +74,7 @@ class fake_quantiser {
       Fit::fit(spec(), w.row(r) + c, n, {}, f);
       const grid g(spec(), f);
       for (std::size_t j = 0; j < sub_blocks(n); ++j) {
-        const affine& map = g.map(j);
+        const kernel::grid_map& map = g.map(j);
         at(scales_, r, c, j) = map.scale;
         if (has_offset()) at(offsets_, r, c, j) = spec().zero_point.present() ? -map.scale * static_cast<float>(*f.zero_point) : map.offset;
       }
@@ -103,7 +103,7 @@ class fake_quantiser {
     if (auto bad = find_other_shape(y.rows, y.cols)) return *std::move(bad);
     for_parts(executor, rows_, 1, [&](std::size_t begin, std::size_t end) {
       for_grids(begin, end, [&](std::size_t r, std::size_t c, std::size_t n, const grid& g, const block_fields&) {
-        for (std::size_t i = 0; i < n; ++i) y(r, c + i) = g.value(g.code(w(r, c + i), i), i);
+        g.round(0, w.row(r) + c, n, nullptr, y.row(r) + c);
       }, [&](std::size_t r, std::size_t c) { y(r, c) = number_value(spec_->element, number_bits(spec_->element, w(r, c))); });
     });
     return done{};
@@ -187,7 +187,7 @@ class fake_quantiser {
   void back_through(const grid& g, const block_fields& f, std::size_t j, std::size_t n, const float* w, const float* dy, float* dw,
                     fake_gradients& of_steps, std::size_t r, std::size_t c) const {
     const level_range levels = levels_of(spec());
-    const affine& map = g.map(j);
+    const kernel::grid_map& map = g.map(j);
     // With a zero-point the grid counts levels from there; offsets count from the lowest.
     const int zero = spec().zero_point.present() ? static_cast<int>(*f.zero_point) : 0;
     const std::size_t first = j * spec().sub_block(), last = std::min<std::size_t>(first + spec().sub_block(), n);

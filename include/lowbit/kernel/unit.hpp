@@ -32,7 +32,7 @@ struct unit {
   void (*copy_activations)(const activation_args&) noexcept;
   bool (*quantise_rows)(const quantise_args&) noexcept;
   void (*find_range)(const float*, std::size_t, float*, float*) noexcept;
-  void (*round_codes)(const rounding_args&) noexcept;
+  void (*round_weights)(const rounding_args&) noexcept;
   const products* shapes;
   std::size_t shape_count;
   void (*accumulate)(const accumulate_args&) noexcept;
@@ -78,7 +78,7 @@ constexpr unit unit_for() noexcept {
   using table = detail::product_table<Arch, keys>;
   return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
           &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, &find_range<Arch>,
-          &round_codes<Arch>, table::entries,
+          &round_weights<Arch>, table::entries,
           std::size(table::entries), &accumulate<Arch>};
 }
 

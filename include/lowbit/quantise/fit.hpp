@@ -206,13 +206,20 @@ class sub_block_trial {
 inline double importance_of(const input_statistics& about, std::size_t k) noexcept {
   return about.importance != nullptr ? static_cast<double>(about.importance[k]) : 1.0;
 }
+/// f(k, x[k] - what a reader will see of it) for n weights rounded to a grid.
+template <class F>
+void for_rounded(const grid& g, const float* x, std::size_t n, F&& f) noexcept {
+  float values[256];
+  for (std::size_t i = 0; i < n; i += std::size(values)) {
+    const std::size_t count = std::min(std::size(values), n - i);
+    g.round(i, x + i, count, nullptr, values);
+    for (std::size_t k = 0; k < count; ++k) f(i + k, static_cast<double>(x[i + k]) - static_cast<double>(values[k]));
+  }
+}
 /// Σ importance e² of n weights rounded to a grid.
 inline double squared_error(const grid& g, const float* x, std::size_t n, const input_statistics& about) noexcept {
   double error = 0;
-  for (std::size_t k = 0; k < n; ++k) {
-    const double e = static_cast<double>(x[k]) - static_cast<double>(g.value(g.code(x[k], k), k));
-    error += importance_of(about, k) * e * e;
-  }
+  for_rounded(g, x, n, [&](std::size_t k, double e) { error += importance_of(about, k) * e * e; });
   return error;
 }
 

@@ -6,6 +6,7 @@
 
 #include <lowbit/kernel/dispatch.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -43,45 +44,42 @@ class grid {
       affine a{scale, s.minimum.present() ? minimum : 0.0f};
       if (s.sub_scale.present()) a.scale = rounded_product(scale, sub_scale_value(s, f.sub_scale[j]));
       if (s.sub_minimum.present()) a.offset = -rounded_product(minimum, static_cast<float>(s.sub_minimum.value(f.sub_minimum[j])));
-      sub_[j] = {a, a.scale != 0.0f && std::isfinite(1.0f / a.scale) ? 1.0f / a.scale : 0.0f};
+      sub_[j] = {a.scale, a.offset, a.scale != 0.0f && std::isfinite(1.0f / a.scale) ? 1.0f / a.scale : 0.0f, zero_};
     }
   }
 
   /// The code whose value is nearest to v (codebooks: by their decision bounds; evenly spaced codes: ties to even).
   [[nodiscard]] unsigned code(float v, std::size_t i) const noexcept {
-    const entry& e = sub_[i / spec_->sub_block()];
-    const float level = rounded_product(v - e.map.offset, e.inverse);
+    const kernel::grid_map& m = sub_[i / spec_->sub_block()];
+    const float level = rounded_product(v - m.offset, m.inverse);
     if (spec_->values.present()) return spec_->values.nearest(level);
     const float lowest = static_cast<float>(spec_->codes.lowest() - zero_), highest = static_cast<float>(spec_->codes.highest() - zero_);
     const float clamped = level < lowest ? lowest : level > highest ? highest : level;
     return spec_->codes.stored(static_cast<int>(std::nearbyint(clamped)) + zero_);
   }
-  /// The codes of the block's first n weights.
-  void codes(const float* x, std::size_t n, std::uint8_t* out) const noexcept {
+  /// The same for n weights at once, the first of them at position `first`. Codes and values go where their pointers are not null.
+  void round(std::size_t first, const float* x, std::size_t n, std::uint8_t* codes, float* values = nullptr) const noexcept {
     const std::size_t sub = spec_->sub_block();
-    for (std::size_t i = 0; i < n; i += sub) {
-      const entry& e = sub_[i / sub];
-      LOWBIT_BEST_KERNEL(round_codes)({spec_, x + i, n - i < sub ? n - i : sub, e.map.offset, e.inverse, zero_, out + i});
+    for (std::size_t i = 0, end; i < n; i = end) {
+      end = std::min(n, ((first + i) / sub + 1) * sub - first);
+      LOWBIT_BEST_KERNEL(round_weights)({spec_, x + i, end - i, &sub_[(first + i) / sub], false, codes != nullptr ? codes + i : nullptr,
+                                         values != nullptr ? values + i : nullptr});
     }
   }
   /// What a reader will see.
   [[nodiscard]] float value(unsigned code, std::size_t i) const noexcept {
-    const affine& a = sub_[i / spec_->sub_block()].map;
-    const float v = rounded_product(a.scale, level_of(*spec_, code, zero_));
-    return spec_->minimum.present() ? v + a.offset : v;
+    const kernel::grid_map& m = sub_[i / spec_->sub_block()];
+    const float v = rounded_product(m.scale, level_of(*spec_, code, zero_));
+    return spec_->minimum.present() ? v + m.offset : v;
   }
   [[nodiscard]] const format_spec& spec() const noexcept { return *spec_; }
   /// What the weights of sub-block j share; the level that it scales is counted from the zero-point.
-  [[nodiscard]] const affine& map(std::size_t j) const noexcept { return sub_[j].map; }
+  [[nodiscard]] const kernel::grid_map& map(std::size_t j) const noexcept { return sub_[j]; }
 
  private:
-  struct entry {
-    affine map;
-    float inverse;
-  };
   const format_spec* spec_;
   int zero_;
-  entry sub_[max_sub_blocks];
+  kernel::grid_map sub_[max_sub_blocks];
 };
 
 }  // namespace lowbit
