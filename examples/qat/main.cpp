@@ -28,7 +28,7 @@ struct options {
   std::vector<std::string> formats{"u2_g64", "u3_g64"};
   std::string gradient = "lsq+";
   recipe how;
-  std::size_t sequences = 256, threads = 0, tokens = 4096;
+  std::size_t sequences = 128, threads = 0, tokens = 4096;
   bool no_teacher = false;
 };
 
@@ -56,7 +56,7 @@ class experiment {
     const auto svg = fs::path(options_.folder) / "loss.svg";
     auto file = lowbit::file_writer::create(svg);
     if (!file) return std::move(file).error();
-    const std::string title = fmt::format("{}: {} on {} sequences, {}", file_.name, options_.gradient, text_.size(), options_.no_teacher ? "tokens" : "teacher");
+    const std::string title = fmt::format("{}: {}, {} steps of {} sequences", file_.name, options_.gradient, how_.steps, how_.batch);
     if (lowbit::status s = file->append(std::string_view{draw_curves(title, curves_, levels_)}); !s) return s;
     fmt::print("curves: {}\n", svg.string());
     return file->commit();
@@ -101,10 +101,10 @@ class experiment {
     return llm::evaluate(llm::logits_of(s, evaluation_), {}, evaluation_, std::ref(bar)).nll;
   }
 
-  lowbit::result<trained> train_shown(const std::string& name, const llm::checkpoint& model, parameters<float> start, lowbit::format_id format,
+  lowbit::result<trained> train_shown(const std::string& name, const llm::checkpoint& model, const parameters<float>& start, lowbit::format_id format,
                                       const parameters<float>* teacher) {
     llm::progress bar{"training " + name};
-    return train(model.config, std::move(start), parameter_formats(model, format), text_, teacher, how_, threads_,
+    return train(model.config, start, parameter_formats(model, format), text_, teacher, how_, threads_,
                  [&](std::size_t step, double) { bar(step, how_.steps); });
   }
 
@@ -113,7 +113,7 @@ class experiment {
     constexpr auto floats = lowbit::id_of<lowbit::f32>();
     auto start = read_parameters(file_, {floats, lowbit::method::rtn, {}, 0, 0}, threads_);
     if (!start) return std::move(start).error();
-    auto tuned = train_shown("float", file_, *std::move(start), floats, nullptr);
+    auto tuned = train_shown("float", file_, *start, floats, nullptr);
     if (!tuned) return std::move(tuned).error();
     curves_.push_back({"float, training", tuned->losses});
     file_ = with_weights(std::move(file_), std::move(tuned->weights));
@@ -167,11 +167,13 @@ class experiment {
     std::size_t tokens = 0;
     for (const auto& w : evaluation_) tokens += w.size() - 1;
     fmt::print("{}: loss in nats a token over {} tokens {}; {} steps of {} sequences, {}\n\n", file_.name, tokens,
-               options_.evaluation.empty() ? "that the float model wrote" : "of " + options_.evaluation, how_.steps, how_.batch, options_.gradient);
-    fmt::print("{:<10} {:>7} {:>8} {:>8} {:>8} {:>10} {:>10} {:>9}  {}\n", "format", "bits/w", "float", "nearest", "trained", "recovered", "file-loop", "seconds", "saved as");
+               options_.evaluation.empty() ? "that the float model wrote" : "of " + options_.evaluation, how_.steps, how_.batch,
+               options_.gradient);
+    fmt::print("{:<10} {:>7} {:>8} {:>8} {:>8} {:>10} {:>10} {:>9}  {}\n", "format", "bits/w", "float", "nearest", "trained", "recovered",
+               "file-loop", "seconds", "saved as");
     for (const row& r : rows_)
-      fmt::print("{:<10} {:>7.3f} {:>8.4f} {:>8.4f} {:>8.4f} {:>9.1f}% {:>10.1e} {:>9.0f}  {}\n", r.format, r.bits, float_loss_, r.nearest, r.trained,
-                 100 * (r.nearest - r.trained) / (r.nearest - float_loss_), r.difference, r.seconds, r.saved);
+      fmt::print("{:<10} {:>7.3f} {:>8.4f} {:>8.4f} {:>8.4f} {:>9.1f}% {:>10.1e} {:>9.0f}  {}\n", r.format, r.bits, float_loss_, r.nearest,
+                 r.trained, 100 * (r.nearest - r.trained) / (r.nearest - float_loss_), r.difference, r.seconds, r.saved);
   }
 
   const options& options_;
@@ -210,7 +212,7 @@ int main(int argc, char** argv) {
   app.add_option("model", o.model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   app.add_option("folder", o.folder, "Where the trained models and the picture go; made if it does not exist")->capture_default_str();
   app.add_option("--format,--formats", o.formats, "Formats to train for, separated by commas")->delimiter(',')->capture_default_str();
-  app.add_option("--gradient", o.gradient, "What stands in for the derivatives of rounding: ste (scales stay), lsq (scales are learnt) or lsq+ (offsets too)")
+  app.add_option("--gradient", o.gradient, "What stands in for the derivatives of rounding: ste (scales stay), lsq (they are learnt) or lsq+ (offsets too)")
       ->check(CLI::IsMember(gradients))->capture_default_str();
   app.add_option("--text", o.text, "A UTF-8 text to train on; the float model is tuned to it first (default: one that the float model writes)");
   app.add_option("--evaluation", o.evaluation, "A UTF-8 text to evaluate on (default: another one that the float model writes)");

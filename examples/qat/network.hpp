@@ -1,7 +1,7 @@
 // A Llama that can be trained: the engine's forward pass (examples/llm/engine) with a tape, and its derivatives, written by hand.
 //
-// Sources: Touvron et al. 2023 (the architecture), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped queries),
-// Shazeer 2020 (SwiGLU). One sequence at a time; sequences of a batch are independent and run on threads of their own.
+// Sources: Touvron et al. 2023 (the architecture), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped
+// queries), Shazeer 2020 (SwiGLU). One sequence at a time; sequences of a batch are independent and run on threads of their own.
 #pragma once
 
 #include "factor.hpp"
@@ -245,7 +245,8 @@ void softmax_rows(matrix<Scalar>& m) {
 /// `weight`) its derivatives in them. With a teacher's probabilities, of the same shape, it is the cross-entropy with those instead of with
 /// the token that came.
 template <class Scalar>
-sequence_loss cross_entropy(const matrix<Scalar>& logits, std::span<const int> ids, const matrix<Scalar>* teacher, Scalar weight, matrix<Scalar>* of_logits) {
+sequence_loss cross_entropy(const matrix<Scalar>& logits, std::span<const int> ids, const matrix<Scalar>* teacher, Scalar weight,
+                            matrix<Scalar>* of_logits) {
   sequence_loss loss;
   matrix<Scalar> p = logits;
   const auto high = p.rowwise().maxCoeff().eval();
