@@ -36,7 +36,7 @@ batch_result run_batch(const network_t& net, const network_t* teacher, const par
         softmax_rows(soft);
       }
       const matrix<float>& logits = net.forward(inputs_of(ids), tape);
-      each[i].loss = cross_entropy(logits, ids, teacher != nullptr ? &soft : nullptr, 1.0f / static_cast<float>(tokens), &of_logits).sum;
+      each[i].loss = loss_of_sequence(logits, ids, teacher != nullptr ? &soft : nullptr, 1.0f / static_cast<float>(tokens), &of_logits).sum;
       each[i].gradient = zeros_like(values);
       net.backward(inputs_of(ids), tape, of_logits, each[i].gradient);
     }
@@ -139,8 +139,9 @@ lowbit::result<trained> train_by(const llm::model_config& config, parameters<flo
 
 }  // namespace
 
-lowbit::result<trained> train(const llm::model_config& config, const parameters<float>& start, const std::vector<const lowbit::format_spec*>& formats,
-                              const llm::windows& text, const parameters<float>* teacher, const recipe& how, llm::thread_pool& threads,
+lowbit::result<trained> train(const llm::model_config& config, const parameters<float>& start,
+                              const std::vector<const lowbit::format_spec*>& formats, const llm::windows& text,
+                              const parameters<float>* teacher, const recipe& how, llm::thread_pool& threads,
                               const std::function<void(std::size_t, double)>& progress) {
   LOWBIT_EXPECTS(start.size() == formats.size() && how.batch != 0);
   if (text.empty()) return lowbit::failure{lowbit::errc::bad_value, "there is no text to train on"};
@@ -158,7 +159,7 @@ double loss_of(const llm::model_config& config, const parameters<float>& values,
   lowbit::for_parts(threads, text.size(), 1, [&](std::size_t begin, std::size_t end) {
     network_t::tape tape;
     for (std::size_t i = begin; i < end; ++i)
-      each[i] = cross_entropy<float>(net.forward(inputs_of(text[i]), tape), text[i], nullptr, 0.0f, nullptr);
+      each[i] = loss_of_sequence<float>(net.forward(inputs_of(text[i]), tape), text[i], nullptr, 0.0f, nullptr);
   });
   sequence_loss all;
   for (const sequence_loss& l : each) {

@@ -188,7 +188,7 @@ TEST_CASE("gradients of a matrix are the formula summed over each group, on the 
 
 TEST_CASE("formats of two levels and tables have a gradient for every sub-block") {
   const matrix w = normal_matrix(2, 512, 9), dy = normal_matrix(2, 512, 10);
-  for (const char* name : {"q2_k", "q3_k", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "nf4", "fp4", "q4_1", "tq2_0"}) {
+  for (const char* name : {"q2_k", "q3_k", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "nf4", "fp4", "q4_1"}) {
     const format_spec& s = spec_of_id(*find_format(name));
     CAPTURE(std::string(name));
     auto q = fake_quantiser<learnt_step_and_offset>::fitted<minmax>(s, w);

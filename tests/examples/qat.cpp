@@ -56,7 +56,7 @@ TEST_CASE("every derivative of the network is that of finite differences, in flo
         softmax_rows(teacher);
         const auto loss = [&](matrix<double>* of_logits, network<double>::tape& t) {
           const network<double> net(c, p);
-          return cross_entropy(net.forward(inputs(), t), sequence, soft ? &teacher : nullptr, 1.0, of_logits).sum;
+          return loss_of_sequence(net.forward(inputs(), t), sequence, soft ? &teacher : nullptr, 1.0, of_logits).sum;
         };
         network<double>::tape tape, other;
         matrix<double> of_logits;
@@ -90,8 +90,8 @@ TEST_CASE("the network in float is the network in double, but for rounding") {
   network<double>::tape t64;
   matrix<float> of_logits;
   matrix<double> of_logits64;
-  const double loss = cross_entropy<float>(network<float>(c, p).forward(inputs(), t), sequence, nullptr, 1.0f, &of_logits).sum;
-  const double loss64 = cross_entropy<double>(network<double>(c, exact).forward(inputs(), t64), sequence, nullptr, 1.0, &of_logits64).sum;
+  const double loss = loss_of_sequence<float>(network<float>(c, p).forward(inputs(), t), sequence, nullptr, 1.0f, &of_logits).sum;
+  const double loss64 = loss_of_sequence<double>(network<double>(c, exact).forward(inputs(), t64), sequence, nullptr, 1.0, &of_logits64).sum;
   CHECK(loss == doctest::Approx(loss64).epsilon(1e-5));
   parameters<float> g = zeros_like(p);
   parameters<double> g64 = zeros_like(exact);
