@@ -1,7 +1,7 @@
 // The codes of a row of blocks as a byte each, and back: for who moves codes between layouts without looking at values.
 #pragma once
 
-#include <lowbit/kernel/exchange.hpp>
+#include <lowbit/kernel/dispatch.hpp>
 
 #include <algorithm>
 
