@@ -38,7 +38,7 @@ std::string escaped(const std::string& text) {
 
 }  // namespace
 
-std::string draw_curves(const std::string& title, const std::vector<series>& curves, const std::vector<level>& levels) {
+std::string draw_curves(const std::string& title, const std::string& unit, const std::vector<series>& curves, const std::vector<level>& levels) {
   std::vector<std::vector<double>> all;
   double low = 1e300, high = -1e300, steps = 1;
   for (const series& s : curves) {
@@ -74,7 +74,8 @@ std::string draw_curves(const std::string& title, const std::vector<series>& cur
   line(left, top, left, height - bottom, "#222", "");
   line(left, height - bottom, width - right, height - bottom, "#222", "");
   text((left + width - right) / 2, height - 12, "middle", "step");
-  svg += fmt::format("<text transform=\"translate(18 {:.1f}) rotate(-90)\" text-anchor=\"middle\">loss, nats a token</text>\n", (top + height - bottom) / 2);
+  svg += fmt::format("<text transform=\"translate(18 {:.1f}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n", (top + height - bottom) / 2,
+                     escaped(unit));
   for (const level& l : levels) line(left, y(l.loss), width - right, y(l.loss), "#888", " stroke-dasharray=\"5 4\"");
   for (std::size_t i = 0; i < all.size(); ++i) {
     std::string points;
@@ -90,7 +91,8 @@ std::string draw_curves(const std::string& title, const std::vector<series>& cur
   std::vector<label> labels;
   for (const level& l : levels) labels.push_back({y(l.loss), fmt::format("{} {:.3f}", l.name, l.loss), "#666"});
   for (std::size_t i = 0; i < all.size(); ++i)
-    if (!all[i].empty()) labels.push_back({y(all[i].back()), fmt::format("{} {:.3f}", curves[i].name, all[i].back()), colours[i % std::size(colours)]});
+    if (const auto& losses = all[i]; !losses.empty())
+      labels.push_back({y(losses.back()), fmt::format("{} {:.3f}", curves[i].name, losses.back()), colours[i % std::size(colours)]});
   std::sort(labels.begin(), labels.end(), [](const label& a, const label& b) { return a.at < b.at; });
   double next = top;
   for (const label& l : labels) {

@@ -15,7 +15,7 @@ struct level {
   double loss = 0;
 };
 
-/// The curves, each smoothed over its last twentieth, over dashed horizontal lines; the axes fit what is there.
-std::string draw_curves(const std::string& title, const std::vector<series>& curves, const std::vector<level>& levels);
+/// The curves, each smoothed over its last twentieth, over dashed horizontal lines; the axes fit what is there. `unit` says what a loss is.
+std::string draw_curves(const std::string& title, const std::string& unit, const std::vector<series>& curves, const std::vector<level>& levels);
 
 }  // namespace qat

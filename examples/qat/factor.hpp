@@ -53,7 +53,8 @@ class factor<float> {
     const auto size = [](Eigen::Index n) { return static_cast<std::size_t>(n); };
     for (Eigen::Index i = 0; i < a.strips(); ++i)
       for (Eigen::Index j = 0; j < b.strips(); ++j)
-        unit.accumulate({a.strip(i), size(width), b.strip(j), size(width), size(a.rows_), &c(i * width, j * width), size(c.cols()), size(a.width_of(i)), size(b.width_of(j))});
+        unit.accumulate({a.strip(i), size(width), b.strip(j), size(width), size(a.rows_), &c(i * width, j * width), size(c.cols()),
+                         size(a.width_of(i)), size(b.width_of(j))});
   }
 
  private:

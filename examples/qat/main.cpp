@@ -28,7 +28,7 @@ struct options {
   std::vector<std::string> formats{"u2_g64", "u3_g64"};
   std::string gradient = "lsq+";
   recipe how;
-  std::size_t sequences = 256, threads = 0, tokens = 4096;
+  std::size_t sequences = 128, threads = 0, tokens = 4096;
   bool no_teacher = false;
 };
 
@@ -49,15 +49,21 @@ class experiment {
     auto loss = loss_in_engine(file_, llm::as_float32(threads_));
     if (!loss) return std::move(loss).error();
     float_loss_ = *loss;
-    levels_.push_back({"float", float_loss_});
-    for (const std::string& name : options_.formats)
+    // With a teacher, training shows its divergence: the picture has everything over the float model's loss.
+    const double base = options_.no_teacher ? 0.0 : float_loss_;
+    levels_.push_back({"float", float_loss_ - base});
+    for (const std::string& name : options_.formats) {
       if (lowbit::status s = compare(name); !s) return s;
+      levels_.push_back({name + " nearest", rows_.back().nearest - base});
+      levels_.push_back({name + " trained", rows_.back().trained - base});
+    }
     print();
     const auto svg = fs::path(options_.folder) / "loss.svg";
     auto file = lowbit::file_writer::create(svg);
     if (!file) return std::move(file).error();
-    const std::string title = fmt::format("{}: {} on {} sequences, {}", file_.name, options_.gradient, text_.size(), options_.no_teacher ? "tokens" : "teacher");
-    if (lowbit::status s = file->append(std::string_view{draw_curves(title, curves_, levels_)}); !s) return s;
+    const std::string title = fmt::format("{}: {}, {} steps of {} sequences", file_.name, options_.gradient, how_.steps, how_.batch);
+    const std::string unit = options_.no_teacher ? "loss, nats a token" : "loss over the float model's, nats a token";
+    if (lowbit::status s = file->append(std::string_view{draw_curves(title, unit, curves_, levels_)}); !s) return s;
     fmt::print("curves: {}\n", svg.string());
     return file->commit();
   }
@@ -101,10 +107,10 @@ class experiment {
     return llm::evaluate(llm::logits_of(s, evaluation_), {}, evaluation_, std::ref(bar)).nll;
   }
 
-  lowbit::result<trained> train_shown(const std::string& name, const llm::checkpoint& model, parameters<float> start, lowbit::format_id format,
-                                      const parameters<float>* teacher) {
+  lowbit::result<trained> train_shown(const std::string& name, const llm::checkpoint& model, const parameters<float>& start,
+                                      lowbit::format_id format, const parameters<float>* teacher) {
     llm::progress bar{"training " + name};
-    return train(model.config, std::move(start), parameter_formats(model, format), text_, teacher, how_, threads_,
+    return train(model.config, start, parameter_formats(model, format), text_, teacher, how_, threads_,
                  [&](std::size_t step, double) { bar(step, how_.steps); });
   }
 
@@ -113,9 +119,9 @@ class experiment {
     constexpr auto floats = lowbit::id_of<lowbit::f32>();
     auto start = read_parameters(file_, {floats, lowbit::method::rtn, {}, 0, 0}, threads_);
     if (!start) return std::move(start).error();
-    auto tuned = train_shown("float", file_, *std::move(start), floats, nullptr);
+    auto tuned = train_shown("float", file_, *start, floats, nullptr);
     if (!tuned) return std::move(tuned).error();
-    curves_.push_back({"float, training", tuned->losses});
+    if (options_.no_teacher) curves_.push_back({"float, training", std::move(tuned->losses)});
     file_ = with_weights(std::move(file_), std::move(tuned->weights));
     return lowbit::done{};
   }
@@ -157,8 +163,6 @@ class experiment {
     r.trained = *trained_loss;
     r.difference = r.trained - own;
     curves_.push_back({name + ", training", std::move(result->losses)});
-    levels_.push_back({name + " nearest", r.nearest});
-    levels_.push_back({name + " trained", r.trained});
     rows_.push_back(std::move(r));
     return lowbit::done{};
   }
@@ -167,11 +171,13 @@ class experiment {
     std::size_t tokens = 0;
     for (const auto& w : evaluation_) tokens += w.size() - 1;
     fmt::print("{}: loss in nats a token over {} tokens {}; {} steps of {} sequences, {}\n\n", file_.name, tokens,
-               options_.evaluation.empty() ? "that the float model wrote" : "of " + options_.evaluation, how_.steps, how_.batch, options_.gradient);
-    fmt::print("{:<10} {:>7} {:>8} {:>8} {:>8} {:>10} {:>10} {:>9}  {}\n", "format", "bits/w", "float", "nearest", "trained", "recovered", "file-loop", "seconds", "saved as");
+               options_.evaluation.empty() ? "that the float model wrote" : "of " + options_.evaluation, how_.steps, how_.batch,
+               options_.gradient);
+    fmt::print("{:<10} {:>7} {:>8} {:>8} {:>8} {:>10} {:>10} {:>9}  {}\n", "format", "bits/w", "float", "nearest", "trained", "recovered",
+               "file-loop", "seconds", "saved as");
     for (const row& r : rows_)
-      fmt::print("{:<10} {:>7.3f} {:>8.4f} {:>8.4f} {:>8.4f} {:>9.1f}% {:>10.1e} {:>9.0f}  {}\n", r.format, r.bits, float_loss_, r.nearest, r.trained,
-                 100 * (r.nearest - r.trained) / (r.nearest - float_loss_), r.difference, r.seconds, r.saved);
+      fmt::print("{:<10} {:>7.3f} {:>8.4f} {:>8.4f} {:>8.4f} {:>9.1f}% {:>10.1e} {:>9.0f}  {}\n", r.format, r.bits, float_loss_, r.nearest,
+                 r.trained, 100 * (r.nearest - r.trained) / (r.nearest - float_loss_), r.difference, r.seconds, r.saved);
   }
 
   const options& options_;
@@ -210,7 +216,7 @@ int main(int argc, char** argv) {
   app.add_option("model", o.model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   app.add_option("folder", o.folder, "Where the trained models and the picture go; made if it does not exist")->capture_default_str();
   app.add_option("--format,--formats", o.formats, "Formats to train for, separated by commas")->delimiter(',')->capture_default_str();
-  app.add_option("--gradient", o.gradient, "What stands in for the derivatives of rounding: ste (scales stay), lsq (scales are learnt) or lsq+ (offsets too)")
+  app.add_option("--gradient", o.gradient, "The derivatives of rounding: ste (scales stay), lsq (scales are learnt) or lsq+ (offsets too)")
       ->check(CLI::IsMember(gradients))->capture_default_str();
   app.add_option("--text", o.text, "A UTF-8 text to train on; the float model is tuned to it first (default: one that the float model writes)");
   app.add_option("--evaluation", o.evaluation, "A UTF-8 text to evaluate on (default: another one that the float model writes)");

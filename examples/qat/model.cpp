@@ -14,7 +14,8 @@ lowbit::result<parameters<float>> read_parameters(const llm::checkpoint& model, 
     const auto w = llm::read_floats(*model.find(name), how, threads);
     if (!w) return w.error();
     const lowbit::packed_view v = w->view();
-    p.push_back(Eigen::Map<const matrix<float>>(reinterpret_cast<const float*>(v.data), static_cast<Eigen::Index>(v.rows), static_cast<Eigen::Index>(v.cols)));
+    const auto rows = static_cast<Eigen::Index>(v.rows), cols = static_cast<Eigen::Index>(v.cols);
+    p.push_back(Eigen::Map<const matrix<float>>(reinterpret_cast<const float*>(v.data), rows, cols));
   }
   return p;
 }

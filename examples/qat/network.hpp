@@ -1,7 +1,7 @@
 // A Llama that can be trained: the engine's forward pass (examples/llm/engine) with a tape, and its derivatives, written by hand.
 //
-// Sources: Touvron et al. 2023 (the architecture), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped queries),
-// Shazeer 2020 (SwiGLU). One sequence at a time; sequences of a batch are independent and run on threads of their own.
+// Sources: Touvron et al. 2023 (the architecture), Zhang & Sennrich 2019 (RMSNorm), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped
+// queries), Shazeer 2020 (SwiGLU). One sequence at a time; sequences of a batch are independent and run on threads of their own.
 #pragma once
 
 #include "factor.hpp"
@@ -9,6 +9,7 @@
 #include "engine/config.hpp"
 #include "files/names.hpp"
 
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -242,17 +243,23 @@ void softmax_rows(matrix<Scalar>& m) {
 }
 
 /// The loss of predicting every token of a sequence but its first from logits [tokens - 1, vocabulary], and (into `of_logits`, scaled by
-/// `weight`) its derivatives in them. With a teacher's probabilities, of the same shape, it is the cross-entropy with those instead of with
-/// the token that came.
+/// `weight`) its derivatives in them. With a teacher's probabilities, of the same shape, it is the divergence from those, KL(teacher || model),
+/// instead of the negative log-likelihood of the token that came.
 template <class Scalar>
-sequence_loss cross_entropy(const matrix<Scalar>& logits, std::span<const int> ids, const matrix<Scalar>* teacher, Scalar weight, matrix<Scalar>* of_logits) {
+sequence_loss loss_of_sequence(const matrix<Scalar>& logits, std::span<const int> ids, const matrix<Scalar>* teacher, Scalar weight,
+                               matrix<Scalar>* of_logits) {
   sequence_loss loss;
   matrix<Scalar> p = logits;
   const auto high = p.rowwise().maxCoeff().eval();
   for (Eigen::Index t = 0; t < p.rows(); ++t) {
     const Scalar norm = high[t] + std::log((p.row(t).array() - high[t]).exp().sum());
-    const Scalar expected = teacher != nullptr ? teacher->row(t).dot(p.row(t)) : p(t, ids[static_cast<std::size_t>(t) + 1]);
-    loss.sum += static_cast<double>(norm - expected);
+    if (teacher == nullptr) {
+      loss.sum += static_cast<double>(norm - p(t, ids[static_cast<std::size_t>(t) + 1]));
+    } else {
+      const auto q = teacher->row(t).array();
+      const auto log_q = q.max(std::numeric_limits<Scalar>::min()).log();
+      loss.sum += static_cast<double>((q * (log_q - (p.row(t).array() - norm))).sum());
+    }
     ++loss.tokens;
   }
   if (of_logits == nullptr) return loss;

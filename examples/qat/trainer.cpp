@@ -21,8 +21,8 @@ struct batch_result {
   double loss = 0;  // nats a token
   parameters<float> gradient;
 };
-batch_result run_batch(const network_t& net, const network_t* teacher, const parameters<float>& values, const std::vector<const std::vector<int>*>& batch,
-                       llm::thread_pool& threads) {
+batch_result run_batch(const network_t& net, const network_t* teacher, const parameters<float>& values,
+                       const std::vector<const std::vector<int>*>& batch, llm::thread_pool& threads) {
   std::size_t tokens = 0;
   for (const auto* ids : batch) tokens += ids->size() - 1;
   std::vector<batch_result> each(batch.size());
@@ -36,7 +36,7 @@ batch_result run_batch(const network_t& net, const network_t* teacher, const par
         softmax_rows(soft);
       }
       const matrix<float>& logits = net.forward(inputs_of(ids), tape);
-      each[i].loss = cross_entropy(logits, ids, teacher != nullptr ? &soft : nullptr, 1.0f / static_cast<float>(tokens), &of_logits).sum;
+      each[i].loss = loss_of_sequence(logits, ids, teacher != nullptr ? &soft : nullptr, 1.0f / static_cast<float>(tokens), &of_logits).sum;
       each[i].gradient = zeros_like(values);
       net.backward(inputs_of(ids), tape, of_logits, each[i].gradient);
     }
@@ -112,7 +112,8 @@ lowbit::result<trained> train_by(const llm::model_config& config, parameters<flo
     std::vector<const std::vector<int>*> batch(how.batch);
     for (auto& ids : batch) ids = &text[sequences.next()];
     batch_result r = run_batch(network_t(config, out.values), teaching ? &*teaching : nullptr, out.values, batch, threads);
-    if (!std::isfinite(r.loss)) return lowbit::failure{lowbit::errc::bad_value, "the loss of step " + std::to_string(step) + " is not finite; a lower rate may help"};
+    if (!std::isfinite(r.loss))
+      return lowbit::failure{lowbit::errc::bad_value, "the loss of step " + std::to_string(step) + " is not finite; a lower rate may help"};
     out.losses.push_back(r.loss);
     if (progress) progress(step, r.loss);
     clip(r.gradient);
@@ -138,17 +139,18 @@ lowbit::result<trained> train_by(const llm::model_config& config, parameters<flo
 
 }  // namespace
 
-lowbit::result<trained> train(const llm::model_config& config, parameters<float> start, const std::vector<const lowbit::format_spec*>& formats,
-                              const llm::windows& text, const parameters<float>* teacher, const recipe& how, llm::thread_pool& threads,
+lowbit::result<trained> train(const llm::model_config& config, const parameters<float>& start,
+                              const std::vector<const lowbit::format_spec*>& formats, const llm::windows& text,
+                              const parameters<float>* teacher, const recipe& how, llm::thread_pool& threads,
                               const std::function<void(std::size_t, double)>& progress) {
   LOWBIT_EXPECTS(start.size() == formats.size() && how.batch != 0);
   if (text.empty()) return lowbit::failure{lowbit::errc::bad_value, "there is no text to train on"};
   switch (how.gradient) {
-    case estimator::straight_through: return train_by<lowbit::straight_through>(config, std::move(start), formats, text, teacher, how, threads, progress);
-    case estimator::lsq: return train_by<lowbit::learnt_step>(config, std::move(start), formats, text, teacher, how, threads, progress);
+    case estimator::straight_through: return train_by<lowbit::straight_through>(config, start, formats, text, teacher, how, threads, progress);
+    case estimator::lsq: return train_by<lowbit::learnt_step>(config, start, formats, text, teacher, how, threads, progress);
     case estimator::lsq_plus: break;
   }
-  return train_by<lowbit::learnt_step_and_offset>(config, std::move(start), formats, text, teacher, how, threads, progress);
+  return train_by<lowbit::learnt_step_and_offset>(config, start, formats, text, teacher, how, threads, progress);
 }
 
 double loss_of(const llm::model_config& config, const parameters<float>& values, const llm::windows& text, llm::thread_pool& threads) {
@@ -157,7 +159,7 @@ double loss_of(const llm::model_config& config, const parameters<float>& values,
   lowbit::for_parts(threads, text.size(), 1, [&](std::size_t begin, std::size_t end) {
     network_t::tape tape;
     for (std::size_t i = begin; i < end; ++i)
-      each[i] = cross_entropy<float>(net.forward(inputs_of(text[i]), tape), text[i], nullptr, 0.0f, nullptr);
+      each[i] = loss_of_sequence<float>(net.forward(inputs_of(text[i]), tape), text[i], nullptr, 0.0f, nullptr);
   });
   sequence_loss all;
   for (const sequence_loss& l : each) {

@@ -4,18 +4,11 @@
 
 #include <doctest/doctest.h>
 
-#include <random>
+#include "../quantise/matrices.hpp"
 
 using namespace lowbit;
-
-namespace {
-using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-matrix normal_matrix(Eigen::Index rows, Eigen::Index cols, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  return matrix::NullaryExpr(rows, cols, [&] { return normal(random); });
-}
-}  // namespace
+using test::matrix;
+using test::normal_matrix;
 
 TEST_CASE("PACT clips at alpha, rounds to 2^k - 1 steps, and learns alpha by what it clips") {
   // Choi et al. 2018: y = clip(x, 0, α), y_q = round(y (2^k - 1) / α) α / (2^k - 1); dy_q/dα = 1 where x >= α, else 0.

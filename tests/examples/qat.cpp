@@ -52,11 +52,11 @@ TEST_CASE("every derivative of the network is that of finite differences, in flo
       for (const bool soft : {false, true}) {
         const llm::model_config c = small_config(order, tied ? 2 : 4);
         parameters<double> p = random_parameters<double>(c, tied, 1);
-        matrix<double> teacher = random_parameters<double>(c, true, 2)[embedding].leftCols(1).replicate(1, 7).transpose();  // any 7 rows of logits
+        matrix<double> teacher = random_parameters<double>(c, true, 2)[embedding].leftCols(7).transpose();  // any logits will do
         softmax_rows(teacher);
         const auto loss = [&](matrix<double>* of_logits, network<double>::tape& t) {
           const network<double> net(c, p);
-          return cross_entropy(net.forward(inputs(), t), sequence, soft ? &teacher : nullptr, 1.0, of_logits).sum;
+          return loss_of_sequence(net.forward(inputs(), t), sequence, soft ? &teacher : nullptr, 1.0, of_logits).sum;
         };
         network<double>::tape tape, other;
         matrix<double> of_logits;
@@ -90,8 +90,8 @@ TEST_CASE("the network in float is the network in double, but for rounding") {
   network<double>::tape t64;
   matrix<float> of_logits;
   matrix<double> of_logits64;
-  const double loss = cross_entropy<float>(network<float>(c, p).forward(inputs(), t), sequence, nullptr, 1.0f, &of_logits).sum;
-  const double loss64 = cross_entropy<double>(network<double>(c, exact).forward(inputs(), t64), sequence, nullptr, 1.0, &of_logits64).sum;
+  const double loss = loss_of_sequence<float>(network<float>(c, p).forward(inputs(), t), sequence, nullptr, 1.0f, &of_logits).sum;
+  const double loss64 = loss_of_sequence<double>(network<double>(c, exact).forward(inputs(), t64), sequence, nullptr, 1.0, &of_logits64).sum;
   CHECK(loss == doctest::Approx(loss64).epsilon(1e-5));
   parameters<float> g = zeros_like(p);
   parameters<double> g64 = zeros_like(exact);
@@ -103,7 +103,8 @@ TEST_CASE("the network in float is the network in double, but for rounding") {
 TEST_CASE("products by the kernels are Eigen's, whatever the shape") {
   std::srand(4);
   for (const auto& [depth, rows, cols] : {std::array<Eigen::Index, 3>{1, 1, 1}, {5, 97, 3}, {100, 96, 192}, {256, 70, 130}}) {
-    const matrix<float> a = matrix<float>::Random(depth, rows), b = matrix<float>::Random(depth, cols), start = matrix<float>::Random(rows, cols);
+    const matrix<float> a = matrix<float>::Random(depth, rows), b = matrix<float>::Random(depth, cols);
+    const matrix<float> start = matrix<float>::Random(rows, cols);
     matrix<float> c = start, turned = start;
     add_product(factor<float>::of(a), factor<float>::of(b), c);
     add_product(factor<float>::transposed(a.transpose()), factor<float>::transposed(b.transpose()), turned);
@@ -152,7 +153,8 @@ TEST_CASE("a short training at 2 bits recovers half of what rounding to nearest 
     const double exact = s.loss_in_engine(s.model, llm::stored);
     CHECK(loss_of(model.config, *start, s.text, s.threads) == doctest::Approx(exact).epsilon(1e-5));
     const double nearest = s.loss_in_engine(model, [&](const llm::tensor& t) { return llm::requantise(t, how, s.threads); });
-    auto result = train(model.config, *start, parameter_formats(model, format), s.text, &*start, {.steps = 40, .batch = 4, .rate = 1e-2f}, s.threads);
+    const recipe how_to_train{.steps = 40, .batch = 4, .rate = 1e-2f};
+    auto result = train(model.config, *start, parameter_formats(model, format), s.text, &*start, how_to_train, s.threads);
     REQUIRE_MESSAGE(result.ok(), (result.ok() ? "" : result.error().message));
     CHECK(result->losses.size() == 40);
     const double own = loss_of(model.config, result->values, s.text, s.threads);
@@ -175,7 +177,8 @@ TEST_CASE("training does not depend on the number of threads, and bad weights ar
   llm::thread_pool one{1};
   for (const auto gradient : {estimator::straight_through, estimator::lsq}) {
     const recipe how{.gradient = gradient, .steps = 2, .batch = 3};
-    const auto a = train(s.model.config, *start, formats, s.text, nullptr, how, s.threads), b = train(s.model.config, *start, formats, s.text, nullptr, how, one);
+    const auto a = train(s.model.config, *start, formats, s.text, nullptr, how, s.threads);
+    const auto b = train(s.model.config, *start, formats, s.text, nullptr, how, one);
     REQUIRE(a);
     REQUIRE(b);
     CHECK(a->losses == b->losses);
