@@ -27,11 +27,13 @@
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/matrix/panel_matrix.hpp>
 #include <lowbit/matrix/product.hpp>
+#include <lowbit/matrix/transposed_product.hpp>
 #include <lowbit/quantise/activation_aware.hpp>
 #include <lowbit/quantise/allocate.hpp>
 #include <lowbit/quantise/allocate_mix.hpp>
 #include <lowbit/quantise/by_id.hpp>
 #include <lowbit/quantise/clip.hpp>
+#include <lowbit/quantise/growing.hpp>
 #include <lowbit/quantise/half_quadratic.hpp>
 #include <lowbit/quantise/importance.hpp>
 #include <lowbit/quantise/outliers_product.hpp>

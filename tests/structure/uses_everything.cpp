@@ -46,6 +46,12 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (status s = faked->backward(weights, values, values, of_steps); !s) return s;
   if (auto exported = faked->pack(weights); !exported) return std::move(exported).error();
   if (status s = fake_activations<parameterised_clip>::clipped_at(unsigned_levels(4), 6.0f).forward(weights, values); !s) return s;
+  growing_panels keys(spec_of<q8_0>, weights.cols, weights.rows);
+  growing_rows kept(spec_of<q8_0>, weights.cols, weights.rows);
+  if (status s = keys.append(weights, serial); !s) return s;
+  if (status s = kept.append(weights, serial); !s) return s;
+  transposed_workspace sums;
+  multiply_transposed({y.data(), weights.rows, weights.rows}, kept.view(), {y.data(), weights.rows, weights.cols}, sums, serial);
   adapter a;
   low_rank_factors& factors = a.weights["w"] = closest_low_rank(weights, &statistics.get<hessian>(), serial);
   const low_rank ready = low_rank::from(factors, serial);
