@@ -35,7 +35,7 @@ struct options {
 /// One line of the table.
 struct row {
   std::string format, saved;
-  double bits = 0, nearest = 0, trained = 0, difference = 0, seconds = 0;
+  double bits = 0, nearest = 0, searched = 0, trained = 0, difference = 0, seconds = 0;
 };
 
 class experiment {
@@ -133,9 +133,13 @@ class experiment {
     const llm::requantisation how = llm::plan_for(model, *format, lowbit::method::rtn);
     row r;
     r.format = name;
-    auto nearest = loss_in_engine(model, [&](const llm::tensor& t) { return llm::requantise(t, how, threads_); });
-    if (!nearest) return std::move(nearest).error();
-    r.nearest = *nearest;
+    for (const auto& [method, loss] : {std::pair(lowbit::method::rtn, &r.nearest), std::pair(lowbit::method::mse, &r.searched)}) {
+      llm::requantisation untrained = how;
+      untrained.method = method;
+      const auto measured = loss_in_engine(model, [&](const llm::tensor& t) { return llm::requantise(t, untrained, threads_); });
+      if (!measured) return measured.error();
+      *loss = *measured;
+    }
 
     const auto began = std::chrono::steady_clock::now();
     const auto start = read_parameters(model, how, threads_);
@@ -173,11 +177,11 @@ class experiment {
     fmt::print("{}: loss in nats a token over {} tokens {}; {} steps of {} sequences, {}\n\n", file_.name, tokens,
                options_.evaluation.empty() ? "that the float model wrote" : "of " + options_.evaluation, how_.steps, how_.batch,
                options_.gradient);
-    fmt::print("{:<10} {:>7} {:>8} {:>8} {:>8} {:>10} {:>10} {:>9}  {}\n", "format", "bits/w", "float", "nearest", "trained", "recovered",
-               "file-loop", "seconds", "saved as");
+    fmt::print("{:<10} {:>7} {:>8} {:>8} {:>8} {:>8} {:>10} {:>10} {:>9}  {}\n", "format", "bits/w", "float", "nearest", "searched", "trained",
+               "recovered", "file-loop", "seconds", "saved as");
     for (const row& r : rows_)
-      fmt::print("{:<10} {:>7.3f} {:>8.4f} {:>8.4f} {:>8.4f} {:>9.1f}% {:>10.1e} {:>9.0f}  {}\n", r.format, r.bits, float_loss_, r.nearest,
-                 r.trained, 100 * (r.nearest - r.trained) / (r.nearest - float_loss_), r.difference, r.seconds, r.saved);
+      fmt::print("{:<10} {:>7.3f} {:>8.4f} {:>8.4f} {:>8.4f} {:>8.4f} {:>9.1f}% {:>10.1e} {:>9.0f}  {}\n", r.format, r.bits, float_loss_,
+                 r.nearest, r.searched, r.trained, 100 * (r.nearest - r.trained) / (r.nearest - float_loss_), r.difference, r.seconds, r.saved);
   }
 
   const options& options_;
