@@ -2,6 +2,11 @@
 // brings nlohmann-json, and the Eigen tensor glue is left out here because it brings Eigen's unsupported modules.
 #pragma once
 
+#include <lowbit/adapt/adapted_product.hpp>
+#include <lowbit/adapt/adapter.hpp>
+#include <lowbit/adapt/closest_low_rank.hpp>
+#include <lowbit/adapt/merge.hpp>
+#include <lowbit/adapt/merge_offsets.hpp>
 #include <lowbit/adapt/fake_quantise.hpp>
 #include <lowbit/adapt/fake_quantise_activations.hpp>
 #include <lowbit/calibration/saved.hpp>
@@ -18,6 +23,7 @@
 #include <lowbit/glue/eigen.hpp>
 #include <lowbit/matrix/dequantise.hpp>
 #include <lowbit/matrix/epilogue.hpp>
+#include <lowbit/matrix/low_rank.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/matrix/panel_matrix.hpp>
 #include <lowbit/matrix/product.hpp>

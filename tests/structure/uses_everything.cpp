@@ -5,9 +5,11 @@
 
 #ifndef WITHOUT_FILES
 #include <lowbit/io/checkpoint.hpp>
+#include <lowbit/io/gguf_adapter.hpp>
 #include <lowbit/io/gguf_writer.hpp>
 #include <lowbit/io/integrity.hpp>
 #include <lowbit/io/panel_cache.hpp>
+#include <lowbit/io/peft_adapter.hpp>
 #include <lowbit/io/safetensors_writer.hpp>
 #endif
 
@@ -44,6 +46,16 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (status s = faked->backward(weights, values, values, of_steps); !s) return s;
   if (auto exported = faked->pack(weights); !exported) return std::move(exported).error();
   if (status s = fake_activations<parameterised_clip>::clipped_at(unsigned_levels(4), 6.0f).forward(weights, values); !s) return s;
+  adapter a;
+  low_rank_factors& factors = a.weights["w"] = closest_low_rank(weights, &statistics.get<hessian>(), serial);
+  const low_rank ready = low_rank::from(factors, serial);
+  const low_rank* const list[] = {&ready};
+  adapter_workspace adapters;
+  const adapted_product beside{{weights, &panels, {y.data(), weights.rows, weights.rows}}, list};
+  multiply(std::span(&beside, 1), {}, adapters, serial);
+  factors = sum_of(std::span(&factors, 1));
+  if (measure_survival(weights, weights, factors, nullptr, serial).is_weak())
+    if (auto exact = merge_offsets(factors, *packed); !exact) return std::move(exact).error();
   const rotation turned(weights.rows, 1);
   turned.rotate_rows({y.data(), 1, weights.rows}, serial);
   const std::vector<allocated_tensor> tensors{{"w", {{id_of<q4_k>(), 1.0, packed->bytes().size()}}}};
@@ -55,6 +67,10 @@ status everything(matrix_view<const float> weights, const char* path) {
 #else
   auto file = mapped_file::open(path);
   if (!file) return std::move(file).error();
+  if (status s = write_gguf_adapter(path, a); !s) return s;
+  if (auto read = read_gguf_adapter(file->bytes()); !read) return std::move(read).error();
+  if (status s = write_peft_adapter(path, a, "base"); !s) return s;
+  if (auto read = read_peft_adapter(path); !read) return std::move(read).error();
   auto gguf = read_gguf(file->bytes());
   if (!gguf) return std::move(gguf).error();
   auto split = gguf_model::open(path);

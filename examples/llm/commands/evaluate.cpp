@@ -1,4 +1,4 @@
-// `lowbit evaluate MODEL [--reference MODEL] --text FILE`
+// `lowbit evaluate MODEL [--adapter A] [--reference MODEL] --text FILE`
 #include "loading.hpp"
 #include "progress.hpp"
 
@@ -10,6 +10,7 @@ namespace {
 
 struct options {
   std::string model, reference, text, quantise, kv_format;
+  std::vector<std::string> adapters;
   std::size_t context = 0, tokens = 0;
   bool exact = false;
 };
@@ -22,6 +23,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!model) return std::move(model).error();
   const auto kv_format = kv_format_named(o.kv_format);
   if (!kv_format) return kv_format.error();
+  if (lowbit::status s = attach_adapters(*model, o.adapters, threads); !s) return s;
   const std::size_t context = sequence_length(o.context, 512, model->file.config);
   auto windows = windows_of_text(o.text, model->words, context, o.tokens);
   if (!windows) return std::move(windows).error();
@@ -66,6 +68,7 @@ void add_evaluate(CLI::App& app, common_options& common, action& chosen) {
   const auto o = std::make_shared<options>();
   CLI::App* c = app.add_subcommand("evaluate", "Perplexity of a model on a text, and its distance from a reference model");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
+  c->add_option("--adapter", o->adapters, adapter_help)->allow_extra_args(false);
   c->add_flag("--cache", common.cache, "Keep the model's panels in a file beside it, so that it starts at once the next time");
   c->add_option("--reference", o->reference, "The model to compare with, run in float32");
   c->add_option("--text", o->text, "A UTF-8 text")->required();

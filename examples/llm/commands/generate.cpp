@@ -1,4 +1,4 @@
-// `lowbit generate MODEL --prompt TEXT`
+// `lowbit generate MODEL [--adapter A] --prompt TEXT`
 #include "../engine/sampler.hpp"
 #include "loading.hpp"
 
@@ -13,6 +13,7 @@ namespace {
 
 struct options {
   std::string model, prompt, quantise, kv_format;
+  std::vector<std::string> adapters;
   std::size_t tokens = 128;
   sampling draw;
   bool exact = false, special = false;
@@ -32,6 +33,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!loaded) return std::move(loaded).error();
   const auto kv_format = kv_format_named(o.kv_format);
   if (!kv_format) return kv_format.error();
+  if (lowbit::status s = attach_adapters(*loaded, o.adapters, threads); !s) return s;
   const tokeniser& words = loaded->words;
   const vocabulary& v = words.data();
 
@@ -89,6 +91,7 @@ void add_generate(CLI::App& app, common_options& common, action& chosen) {
   const auto o = std::make_shared<options>();
   CLI::App* c = app.add_subcommand("generate", "Continue a text");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
+  c->add_option("--adapter", o->adapters, adapter_help)->allow_extra_args(false);
   c->add_flag("--cache", common.cache, "Keep the model's panels in a file beside it, so that it starts at once the next time");
   c->add_option("--prompt", o->prompt, "The text to continue");
   c->add_option("-n,--tokens", o->tokens, "Tokens to generate at most")->capture_default_str()->check(CLI::Range(1, 1 << 20));

@@ -1,5 +1,6 @@
 #include "loading.hpp"
 
+#include "../files/adapter.hpp"
 #include "../files/requantise.hpp"
 
 #include <fmt/core.h>
@@ -94,6 +95,14 @@ lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& na
   const lowbit::format_spec& s = lowbit::spec_of_id(*format);
   if (s.is_recoded()) return lowbit::failure{lowbit::errc::unsupported, "keys and values cannot be kept in " + name};
   return &s;
+}
+
+lowbit::status attach_adapters(loaded_model& model, const std::vector<std::string>& paths, thread_pool& threads) {
+  if (paths.empty()) return lowbit::done{};
+  const auto adapter = open_adapters(paths, model.file);
+  if (!adapter) return adapter.error();
+  attach(*model.model, *adapter, threads);
+  return lowbit::done{};
 }
 
 lowbit::result<std::string> read_text(const std::string& path) {
