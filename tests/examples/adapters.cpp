@@ -89,7 +89,7 @@ TEST_CASE("adapters of both kinds of file are the same beside a model, and merge
   CHECK(peft == doctest::Approx(gguf).epsilon(1e-9));
   REQUIRE(run("merge " + s.model + " " + s.peft + " " + s.folder / "f32.gguf" + " --format f32").code == 0);
   CHECK(s.nll(s.folder / "f32.gguf") == doctest::Approx(gguf).epsilon(1e-5));
-  CHECK(s.kl(s.model + " --adapter " + s.gguf, s.folder / "f32.gguf") < 1e-8);
+  CHECK(s.kl(s.model + " --adapter " + s.gguf, s.folder / "f32.gguf") < 1e-6);
 
   // Twice the adapter is the adapter of twice the scale.
   REQUIRE(lowbit::write_gguf_adapter(s.folder / "twice.gguf", tiny_adapter(3, 0.2f)).ok());
