@@ -1,10 +1,11 @@
 // Quantising whole rows: rows quantise/format/arch/MxK/0/1, and quantise_importance/… where importance changes the work. `of_roof` is the
-// share of the read bandwidth that reading the floats takes.
+// share of the read bandwidth that reading the floats takes. GGUF's types run the row kernels of each unit; the others run round to nearest
+// as a user calls it, on the best unit.
 #include "roofs.hpp"
 
 #include <lowbit/format/registry.hpp>
 #include <lowbit/kernel/dispatch.hpp>
-#include <lowbit/matrix/packed_matrix.hpp>
+#include <lowbit/quantise/by_id.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -18,20 +19,15 @@ namespace {
 
 constexpr std::size_t rows = 1024, cols = 4096;
 
-void quantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, bool importance) {
-  std::vector<float> weights(rows * cols), channels(cols);
+std::vector<float> normal_weights(std::size_t n) {
+  std::vector<float> weights(n);
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0.0f, 0.05f);
   for (float& v : weights) v = normal(random);
-  for (float& v : channels) {
-    const float x = normal(random);
-    v = x * x + 1e-6f;
-  }
-  packed_matrix out(s, rows, cols);
-  for (auto _ : state) {
-    unit.quantise_rows({&s, weights.data(), cols, cols, 0, rows, importance ? channels.data() : nullptr, out.bytes().data()});
-    benchmark::ClobberMemory();
-  }
+  return weights;
+}
+
+void count(benchmark::State& state) {
   using benchmark::Counter;
   const auto n = static_cast<double>(rows * cols);
   state.counters["weights/s"] = Counter(n, Counter::kIsIterationInvariantRate);
@@ -41,21 +37,48 @@ void quantise_row(benchmark::State& state, const kernel::unit& unit, const forma
   state.SetLabel(label);
 }
 
+void quantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, bool importance) {
+  const std::vector<float> weights = normal_weights(rows * cols);
+  std::vector<float> channels(weights.begin(), weights.begin() + cols);
+  for (float& v : channels) v = v * v + 1e-6f;
+  packed_matrix out(s, rows, cols);
+  for (auto _ : state) {
+    unit.quantise_rows({&s, weights.data(), cols, cols, 0, rows, importance ? channels.data() : nullptr, out.bytes().data()});
+    benchmark::ClobberMemory();
+  }
+  count(state);
+}
+
+void quantise_matrix(benchmark::State& state, format_id format) {
+  const std::vector<float> weights = normal_weights(rows * cols);
+  serial_executor serial;
+  for (auto _ : state) benchmark::DoNotOptimize(quantise(format, method::rtn, {weights.data(), rows, cols}, serial));
+  count(state);
+}
+
+std::string row_name(const char* operation, const format_spec& s, const char* unit) {
+  return std::string(operation) + "/" + std::string(s.name) + "/" + unit + "/" + std::to_string(rows) + "x" + std::to_string(cols) + "/0/1";
+}
+
 // Before main(), which runs the rows of all files.
 const bool registered = [] {
+  const auto add = [](const std::string& name, auto&& run) {
+    benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime()->Unit(benchmark::kMillisecond);
+  };
+  const char* best = "";
   for (const auto& u : kernel::linked_units()) {
     if (!u.available) continue;
+    best = u.name;
     const kernel::unit& unit = *u.kernels;
     for (const format_spec* s : all_formats::specs)
       for (const bool importance : {false, true}) {
         if (!kernel::can_quantise_rows(*s, importance)) continue;
-        const std::string name = std::string(importance ? "quantise_importance/" : "quantise/") + std::string(s->name) + "/" + u.name + "/" +
-                                 std::to_string(rows) + "x" + std::to_string(cols) + "/0/1";
-        benchmark::RegisterBenchmark(name.c_str(), [=, &unit](benchmark::State& st) { quantise_row(st, unit, *s, importance); })
-            ->UseRealTime()
-            ->Unit(benchmark::kMillisecond);
+        add(row_name(importance ? "quantise_importance" : "quantise", *s, u.name), [=, &unit](benchmark::State& st) { quantise_row(st, unit, *s, importance); });
       }
   }
+  for (const format_spec* s : all_formats::specs)
+    if (s->is_writable() && !kernel::can_quantise_rows(*s, false))
+      add(row_name("quantise", *s, best), [id = *find_format(s->name)](benchmark::State& st) { quantise_matrix(st, id); });
   return true;
 }();
 

@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   llm::add_verify(app, common, chosen);
   llm::add_quantise(app, common, chosen);
   llm::add_convert(app, common, chosen);
+  llm::add_merge(app, common, chosen);
   llm::add_evaluate(app, common, chosen);
   llm::add_generate(app, common, chosen);
   llm::add_compare(app, common, chosen);

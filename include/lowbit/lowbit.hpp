@@ -2,6 +2,13 @@
 // brings nlohmann-json, and the Eigen tensor glue is left out here because it brings Eigen's unsupported modules.
 #pragma once
 
+#include <lowbit/adapt/adapted_product.hpp>
+#include <lowbit/adapt/adapter.hpp>
+#include <lowbit/adapt/closest_low_rank.hpp>
+#include <lowbit/adapt/fake_quantise.hpp>
+#include <lowbit/adapt/fake_quantise_activations.hpp>
+#include <lowbit/adapt/merge.hpp>
+#include <lowbit/adapt/merge_offsets.hpp>
 #include <lowbit/calibration/saved.hpp>
 #include <lowbit/calibration/statistics.hpp>
 #include <lowbit/core/aligned_buffer.hpp>
@@ -16,14 +23,17 @@
 #include <lowbit/glue/eigen.hpp>
 #include <lowbit/matrix/dequantise.hpp>
 #include <lowbit/matrix/epilogue.hpp>
+#include <lowbit/matrix/low_rank.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 #include <lowbit/matrix/panel_matrix.hpp>
 #include <lowbit/matrix/product.hpp>
+#include <lowbit/matrix/transposed_product.hpp>
 #include <lowbit/quantise/activation_aware.hpp>
 #include <lowbit/quantise/allocate.hpp>
 #include <lowbit/quantise/allocate_mix.hpp>
 #include <lowbit/quantise/by_id.hpp>
 #include <lowbit/quantise/clip.hpp>
+#include <lowbit/quantise/growing.hpp>
 #include <lowbit/quantise/half_quadratic.hpp>
 #include <lowbit/quantise/importance.hpp>
 #include <lowbit/quantise/outliers_product.hpp>

@@ -1,4 +1,5 @@
 // The executable `lowbit`, run as a user runs it.
+#include "command.hpp"
 #include "tiny_model.hpp"
 
 #include <nlohmann/json.hpp>
@@ -7,7 +8,6 @@
 
 #include <cstdio>
 #include <set>
-#include <sys/wait.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool instrumented = true;
@@ -19,42 +19,16 @@ constexpr bool instrumented = false;
 
 namespace {
 
-struct outcome {
-  int code;
-  std::string out, err;
-};
-
-// Runs `lowbit ARGUMENTS`, or what `before` makes of it ("timeout 1 ").
-outcome run(const std::string& arguments, const std::string& before = {}) {
-  const temporary_folder folder;
-  const std::string line = before + "\"" LOWBIT_CLI "\" " + arguments + " > " + folder / "out" + " 2> " + folder / "err" + " < /dev/null";
-  const int status = std::system(line.c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_bytes(folder / "out"), read_bytes(folder / "err")};
-}
-
 // For run(): sends a signal as soon as a file is there, whatever the speed of the machine. (A file that never comes ends the wait as well.)
 std::string stopped_at(const std::string& pattern, const std::string& signal) {
   return "sh -c '\"$0\" \"$@\" & p=$!; while ! ls " + pattern + " && kill -0 $p; do sleep 0.01; done > /dev/null 2>&1; kill -" + signal + " $p; wait $p' ";
-}
-
-std::size_t lines(const std::string& text) { return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')); }
-
-// Bad input: exit code 2 and one line on standard error, with these words in it.
-void check_refused(const std::string& arguments, const std::vector<std::string>& words) {
-  CAPTURE(arguments);
-  const outcome o = run(arguments);
-  CAPTURE(o.err);
-  CHECK(o.code == 2);
-  CHECK(o.out.empty());
-  CHECK(lines(o.err) == 1);
-  for (const std::string& w : words) CHECK(o.err.find(w) != std::string::npos);
 }
 
 }  // namespace
 
 TEST_CASE("every subcommand explains itself") {
   CHECK(run("--help").code == 0);
-  for (const char* command : {"inspect", "verify", "quantise", "convert", "evaluate", "generate", "compare"}) {
+  for (const char* command : {"inspect", "verify", "quantise", "convert", "merge", "evaluate", "generate", "compare"}) {
     const outcome o = run(std::string{command} + " --help");
     CHECK(o.code == 0);
     CHECK(o.out.find("--threads") != std::string::npos);

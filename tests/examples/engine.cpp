@@ -4,6 +4,7 @@
 #include "files/checkpoint.hpp"
 
 #include <lowbit/format/gguf.hpp>
+#include <lowbit/quantise/by_id.hpp>
 
 #include <doctest/doctest.h>
 
@@ -125,6 +126,78 @@ TEST_CASE("attention agrees with float64, in one piece or token by token") {
       }
     }
   }
+}
+
+TEST_CASE("attention over a quantised cache is float64's over the numbers that the cache holds") {
+  model_config c;
+  c.layers = 2, c.heads = 6, c.kv_heads = 2;
+  const std::size_t past = 5, tokens = 40, seen_most = past + tokens, layer = 1;
+  for (const std::size_t head_dim : {32, 80})
+    for (const char* name : {"q8_0", "q4_0", "u5_g32", "s6_g64", "nf4", "bf16"}) {
+      CAPTURE(name);
+      c.head_dim = head_dim;
+      const lowbit::format_spec& format = lowbit::spec_of_id(*lowbit::find_format(name));
+      const auto filled = [](std::size_t rows, std::size_t cols, unsigned seed) {
+        matrix m(rows, cols);
+        const auto values = normal(rows * cols, seed);
+        std::copy(values.begin(), values.end(), m.row(0));
+        return m;
+      };
+      const matrix keys = filled(seen_most, c.kv_size(), 5), values = filled(seen_most, c.kv_size(), 6), queries = filled(tokens, c.query_size(), 7);
+      const auto part = [](const matrix& m, std::size_t first, std::size_t count) {
+        matrix out(count, m.cols());
+        std::copy(m.row(first), m.row(first) + count * m.cols(), out.row(0));
+        return out;
+      };
+      thread_pool threads{3};
+      kv_cache cache{c, seen_most, {&format, lowbit::precision::exact}};
+      CHECK(cache.size_bytes() < 2 * c.layers * c.kv_size() * (seen_most + 16) * sizeof(float));
+      cache.store(layer, part(keys, 0, past), part(values, 0, past));
+      cache.advance(past);
+      cache.store(layer, part(keys, past, tokens), part(values, past, tokens));
+      matrix out(tokens, c.query_size());
+      attend({c, queries, cache, layer, out}, threads);
+      // What the cache holds: every head's rows on their own, through the library's quantiser.
+      const auto held = [&](const matrix& m, std::size_t head) {
+        std::vector<float> rows(seen_most * head_dim);
+        for (std::size_t p = 0; p < seen_most; ++p) std::copy_n(m.row(p) + head * head_dim, head_dim, &rows[p * head_dim]);
+        const auto q = lowbit::quantise(*lowbit::find_format(name), lowbit::method::rtn, lowbit::matrix_view<const float>(rows.data(), seen_most, head_dim), threads);
+        REQUIRE(q.ok());
+        lowbit::decode(q->view(), {rows.data(), seen_most, head_dim});
+        return rows;
+      };
+      double worst = 0.0;
+      for (std::size_t h = 0; h < c.heads; ++h) {
+        const std::vector<float> k = held(keys, h / 3), v = held(values, h / 3);
+        for (std::size_t t = 0; t < tokens; ++t) {
+          std::vector<double> weight(past + t + 1), mixed(head_dim, 0.0);
+          double sum = 0.0;
+          for (std::size_t p = 0; p < weight.size(); ++p) {
+            double dot = 0.0;
+            for (std::size_t i = 0; i < head_dim; ++i) dot += double{queries.row(t)[h * head_dim + i]} * k[p * head_dim + i];
+            sum += weight[p] = std::exp(dot / std::sqrt(static_cast<double>(head_dim)));
+          }
+          for (std::size_t p = 0; p < weight.size(); ++p)
+            for (std::size_t i = 0; i < head_dim; ++i) mixed[i] += weight[p] / sum * v[p * head_dim + i];
+          for (std::size_t i = 0; i < head_dim; ++i) worst = std::max(worst, std::abs(out.row(t)[h * head_dim + i] - mixed[i]));
+        }
+      }
+      CHECK(worst < 3e-6);
+      // With queries of 8 bits the difference is theirs; and what is not finite is not lost.
+      kv_cache quick{c, seen_most, {&format, lowbit::precision::int8}};
+      quick.store(layer, part(keys, 0, seen_most), part(values, 0, seen_most));
+      matrix all = filled(seen_most, c.query_size(), 8), with_int8(seen_most, c.query_size());
+      attend({c, all, quick, layer, with_int8}, threads);
+      for (std::size_t i = 0; i < c.query_size(); ++i) CHECK(std::isfinite(with_int8.row(seen_most - 1)[i]));
+      quick.clear();
+      matrix broken = part(keys, 0, 1);
+      broken.row(0)[3] = INFINITY;
+      quick.store(layer, broken, part(values, 0, 1));
+      matrix one(1, c.query_size());
+      const matrix query = part(all, 0, 1);
+      attend({c, query, quick, layer, one}, threads);
+      CHECK(std::isnan(one.row(0)[0]));
+    }
 }
 
 TEST_CASE("the thread pool runs every task once, however often it is called") {

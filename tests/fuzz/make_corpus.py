@@ -114,6 +114,17 @@ save("gguf_model", "bad_heads_0", gguf([k if b"head_count" not in k else key("ll
 save("gguf_model", "bad_layers", gguf([k if b"block_count" not in k else key("llama.block_count", 4, 1 << 24) for k in model_keys] + sentence, layer))
 save("gguf_model", "bad_rank_3", gguf(model_keys + sentence, [("token_embd.weight", [4, 11, 2], 0)]))
 
+lora_keys = [key("general.type", 8, "adapter"), key("general.architecture", 8, "llama"), key("adapter.type", 8, "lora"), key("adapter.lora.alpha", 6, 8.0)]
+lora = [("blk.0.attn_q.weight.lora_a", [32, 2], 0), ("blk.0.attn_q.weight.lora_b", [2, 4], 1)]
+for name, data in {
+    "floats": gguf(lora_keys, lora), "quantised": gguf(lora_keys, [("w.lora_a", [32, 2], 8), ("w.lora_b", [2, 4], 0)]), "no_alpha": gguf(lora_keys[:3] + [key("adapter.lora.alpha", 6, 0.0)], lora),
+    "bad_type": gguf(lora_keys[1:], lora), "bad_alpha": gguf(lora_keys[:3] + [key("adapter.lora.alpha", 6, float("nan"))], lora), "bad_alone": gguf(lora_keys, lora[1:]),
+    "bad_name": gguf(lora_keys, [(".lora_c", [2], 0)]), "bad_rank": gguf(lora_keys, [lora[0], ("blk.0.attn_q.weight.lora_b", [4, 2], 0)]),
+    "bad_dims": gguf(lora_keys, [("w.lora_a", [32], 0), ("w.lora_b", [2, 4, 1], 0)]), "bad_tensor_type": gguf(lora_keys, [("w.lora_a", [32, 2], 26), lora[1]]),
+    "bad_values": gguf(lora_keys, lora, fill=0xff), "bad_empty": gguf(lora_keys),
+}.items():
+    save("gguf_adapter", name, data)
+
 
 # safetensors -----------------------------------------------------------------------------------------------------------------------
 def safetensors(header, data=0, length=None):
@@ -207,3 +218,12 @@ save("llama2c", "with_head", llama2c(vocabulary=-3))
 for name, data in {"dim_0": llama2c(dim=0), "negative": llama2c(hidden=-6), "huge": llama2c(dim=1 << 24, hidden=1 << 24, layers=1 << 24), "heads": llama2c(heads=3),
                    "kv": llama2c(kv=3), "cut": llama2c(cut=4), "vocabulary": llama2c(vocabulary=-(1 << 31)), "piece": llama2c(piece=-1), "piece_huge": llama2c(piece=1 << 30)}.items():
     save("llama2c", "bad_" + name, data)
+
+
+# PEFT ------------------------------------------------------------------------------------------------------------------------------
+peft = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "rank_pattern": {"k_proj": 4}, "alpha_pattern": {"k_proj": 2.5}, "bias": "none", "use_rslora": True}
+save("peft_config", "good", json.dumps(peft))
+for name, change in {"type": {"peft_type": ["LORA"]}, "rank_0": {"r": 0}, "rank_huge": {"r": 1 << 62}, "rank_text": {"r": "8"}, "alpha": {"lora_alpha": None}, "stabilised": {"use_rslora": 1},
+                     "targets": {"target_modules": [None]}, "pattern": {"rank_pattern": []}, "pattern_value": {"alpha_pattern": {"q": "x"}}, "pattern_regex": {"rank_pattern": {".*": 1}},
+                     "saved": {"modules_to_save": {"a": 1}}, "dora": {"use_dora": "yes"}}.items():
+    save("peft_config", "bad_" + name, json.dumps({**peft, **change}))

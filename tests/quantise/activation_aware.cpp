@@ -10,8 +10,7 @@
 #include <random>
 
 using namespace lowbit;
-using test::matrix;
-using test::normal_matrix;
+using namespace test;
 
 namespace {
 struct u4_g32_exact { static constexpr format_spec spec = uniform({.bits = 4, .group = 32, .scale = number::f32}); };

@@ -6,9 +6,7 @@
 #include <doctest/doctest.h>
 
 using namespace lowbit;
-using test::matrix;
-using test::normal_matrix;
-using test::maximum_of;
+using namespace test;
 
 namespace {
 using Eigen::MatrixXd;

@@ -10,8 +10,7 @@
 #include <random>
 
 using namespace lowbit;
-using test::matrix;
-using test::normal_matrix;
+using namespace test;
 
 namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };

@@ -8,8 +8,7 @@
 #include <random>
 
 using namespace lowbit;
-using test::matrix;
-using test::normal_matrix;
+using namespace test;
 
 namespace {
 using Eigen::MatrixXd;

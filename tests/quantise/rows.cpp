@@ -74,8 +74,7 @@ TEST_CASE("no product that feeds a sum is fused with it, in any of thousands of 
       if (!u.available) continue;
       packed_matrix out(spec_of<F>, rows, cols);
       CHECK(u.kernels->quantise_rows({&spec_of<F>, x.data(), cols, cols, 0, rows, with ? importance.data() : nullptr, out.bytes().data()}));
-      CAPTURE(with);
-      CHECK_MESSAGE(same(out, expected.weights), std::string(u.name));
+      CHECK_MESSAGE(same(out, expected.weights), (std::string(u.name) + (with ? " with importance" : "")));
     }
   };
   // Of sub-blocks short enough to be unrolled, where GCC fused the first product of a sum.

@@ -8,9 +8,7 @@
 #include <doctest/doctest.h>
 
 using namespace lowbit;
-using test::matrix;
-using test::normal_matrix;
-using test::maximum_of;
+using namespace test;
 
 namespace {
 /// Rounds every row to 8 bits, symmetrically, in float64: activations per token, weights per output.

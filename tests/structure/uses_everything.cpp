@@ -5,9 +5,11 @@
 
 #ifndef WITHOUT_FILES
 #include <lowbit/io/checkpoint.hpp>
+#include <lowbit/io/gguf_adapter.hpp>
 #include <lowbit/io/gguf_writer.hpp>
 #include <lowbit/io/integrity.hpp>
 #include <lowbit/io/panel_cache.hpp>
+#include <lowbit/io/peft_adapter.hpp>
 #include <lowbit/io/safetensors_writer.hpp>
 #endif
 
@@ -35,6 +37,31 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (!scaled) return std::move(scaled).error();
   auto apart = quantise_with_outliers(spec_of<q8_0>, weights, outlier_channels(statistics.get<channel_maximum>()), serial, statistics);
   if (!apart) return std::move(apart).error();
+  auto faked = fake_quantiser<learnt_step_and_offset>::fitted(spec_of<q3_g40>, weights);
+  if (!faked) return std::move(faked).error();
+  fake_gradients of_steps;
+  std::vector<float> seen(weights.rows * weights.cols);
+  const matrix_view<float> values(seen.data(), weights.rows, weights.cols);
+  if (status s = faked->forward(weights, values); !s) return s;
+  if (status s = faked->backward(weights, values, values, of_steps); !s) return s;
+  if (auto exported = faked->pack(weights); !exported) return std::move(exported).error();
+  if (status s = fake_activations<parameterised_clip>::clipped_at(unsigned_levels(4), 6.0f).forward(weights, values); !s) return s;
+  growing_panels keys(spec_of<q8_0>, weights.cols, weights.rows);
+  growing_rows kept(spec_of<q8_0>, weights.cols, weights.rows);
+  if (status s = keys.append(weights, serial); !s) return s;
+  if (status s = kept.append(weights, serial); !s) return s;
+  transposed_workspace sums;
+  multiply_transposed({y.data(), weights.rows, weights.rows}, kept.view(), {y.data(), weights.rows, weights.cols}, sums, serial);
+  adapter a;
+  low_rank_factors& factors = a.weights["w"] = closest_low_rank(weights, &statistics.get<hessian>(), serial);
+  const low_rank ready = low_rank::from(factors, serial);
+  const low_rank* const list[] = {&ready};
+  adapter_workspace adapters;
+  const adapted_product beside{{weights, &panels, {y.data(), weights.rows, weights.rows}}, list};
+  multiply(std::span(&beside, 1), {}, adapters, serial);
+  factors = sum_of(std::span(&factors, 1));
+  if (measure_survival(weights, weights, factors, nullptr, serial).is_weak())
+    if (auto exact = merge_offsets(factors, *packed); !exact) return std::move(exact).error();
   const rotation turned(weights.rows, 1);
   turned.rotate_rows({y.data(), 1, weights.rows}, serial);
   const std::vector<allocated_tensor> tensors{{"w", {{id_of<q4_k>(), 1.0, packed->bytes().size()}}}};
@@ -46,6 +73,10 @@ status everything(matrix_view<const float> weights, const char* path) {
 #else
   auto file = mapped_file::open(path);
   if (!file) return std::move(file).error();
+  if (status s = write_gguf_adapter(path, a); !s) return s;
+  if (auto read = read_gguf_adapter(file->bytes()); !read) return std::move(read).error();
+  if (status s = write_peft_adapter(path, a, "base"); !s) return s;
+  if (auto read = read_peft_adapter(path); !read) return std::move(read).error();
   auto gguf = read_gguf(file->bytes());
   if (!gguf) return std::move(gguf).error();
   auto split = gguf_model::open(path);

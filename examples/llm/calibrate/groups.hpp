@@ -25,15 +25,16 @@ inline constexpr std::size_t part_count = all_parts.size();
 struct part_info {
   std::string_view name;                            ///< of the tensor, after "blk.N."
   lowbit::panel_matrix layer_weights::*weights;
+  lowbit::low_rank layer_adapters::*adapter;
 };
 inline constexpr std::array<part_info, part_count> parts{{
-    {"attn_q.weight", &layer_weights::query},
-    {"attn_k.weight", &layer_weights::key},
-    {"attn_v.weight", &layer_weights::value},
-    {"attn_output.weight", &layer_weights::output},
-    {"ffn_gate.weight", &layer_weights::gate},
-    {"ffn_up.weight", &layer_weights::up},
-    {"ffn_down.weight", &layer_weights::down},
+    {"attn_q.weight", &layer_weights::query, &layer_adapters::query},
+    {"attn_k.weight", &layer_weights::key, &layer_adapters::key},
+    {"attn_v.weight", &layer_weights::value, &layer_adapters::value},
+    {"attn_output.weight", &layer_weights::output, &layer_adapters::output},
+    {"ffn_gate.weight", &layer_weights::gate, &layer_adapters::gate},
+    {"ffn_up.weight", &layer_weights::up, &layer_adapters::up},
+    {"ffn_down.weight", &layer_weights::down, &layer_adapters::down},
 }};
 constexpr const part_info& info_of(part p) noexcept { return parts[static_cast<std::size_t>(p)]; }
 

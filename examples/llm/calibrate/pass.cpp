@@ -36,10 +36,20 @@ struct calibration_pass::layer_in_work {
 
 lowbit::result<weights> calibration_pass::quantise(const std::string& name, const matrix& w, const lowbit::layer_statistics* about) const {
   const lowbit::format_id format = format_of(name);
-  if (format == lowbit::id_of<lowbit::f32>()) return stored_floats(w.row(0), w.rows(), w.cols());
-  auto packed = quantise_by(method_, format, lowbit::view(w), about, threads_);
-  if (!packed) return lowbit::failure{packed.error().kind, "tensor " + name + ": " + packed.error().message};
-  return weights{*std::move(packed)};
+  const auto made = [&]() -> lowbit::result<weights> {
+    if (format == lowbit::id_of<lowbit::f32>()) return stored_floats(w.row(0), w.rows(), w.cols());
+    if (method_.channels == channel_scaling::none) {
+      auto kept = kept_as_stored(*model_.find(name), how_, threads_);
+      if (!kept) return std::move(kept).error();
+      if (*kept) return **std::move(kept);
+    }
+    auto packed = quantise_by(method_, format, lowbit::view(w), about, threads_);
+    if (!packed) return lowbit::failure{packed.error().kind, "tensor " + name + ": " + packed.error().message};
+    return weights{*std::move(packed)};
+  };
+  auto out = made();
+  if (out && observer_) observer_(name, w, *out, about);
+  return out;
 }
 
 lowbit::result<lowbit::layer_statistics> calibration_pass::final_statistics() {

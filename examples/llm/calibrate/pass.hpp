@@ -30,6 +30,10 @@ class calibration_pass {
   /// progress(done, total) is called now and then; what was finished before does not count.
   lowbit::status run(step_store& store, const std::function<void(std::size_t, std::size_t)>& progress = {});
 
+  /// Called with every matrix that was quantised: its name, as floats, what became of it, and statistics of its inputs (null: none).
+  using observer = std::function<void(const std::string&, const matrix&, const weights&, const lowbit::layer_statistics*)>;
+  void observe(observer o) { observer_ = std::move(o); }
+
  private:
   struct layer_in_work;
 
@@ -53,6 +57,7 @@ class calibration_pass {
   thread_pool& threads_;
   float_weights floats_;
   walk states_;
+  observer observer_;
 };
 
 }  // namespace llm

@@ -55,11 +55,11 @@ lowbit::layer_statistics walk::statistics_behind(const std::vector<float>& norm)
 }
 
 void walk::pass_attention(const layer_weights& w) {
-  for (matrix& x : states_) steps_.add(inputs_of(input_group::attention_output, w, x), w.output, x);
+  for (matrix& x : states_) steps_.add(inputs_of(input_group::attention_output, w, x), w.output, w.adapters.output, x);
 }
 
 void walk::pass_mlp(const layer_weights& w) {
-  for (matrix& x : states_) steps_.add(inputs_of(input_group::mlp_output, w, x), w.down, x);
+  for (matrix& x : states_) steps_.add(inputs_of(input_group::mlp_output, w, x), w.down, w.adapters.down, x);
 }
 
 std::vector<matrix> walk::behind_attention(const layer_weights& w) {

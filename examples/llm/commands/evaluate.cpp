@@ -1,4 +1,4 @@
-// `lowbit evaluate MODEL [--reference MODEL] --text FILE`
+// `lowbit evaluate MODEL [--adapter A] [--reference MODEL] --text FILE`
 #include "loading.hpp"
 #include "progress.hpp"
 
@@ -9,7 +9,8 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string model, reference, text, quantise;
+  std::string model, reference, text, quantise, kv_format;
+  std::vector<std::string> adapters;
   std::size_t context = 0, tokens = 0;
   bool exact = false;
 };
@@ -20,11 +21,14 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!source) return source.error();
   auto model = o.quantise.empty() ? load_model(o.model, common, threads) : load_model(o.model, common, threads, *source);
   if (!model) return std::move(model).error();
+  const auto kv_format = kv_format_named(o.kv_format);
+  if (!kv_format) return kv_format.error();
+  if (lowbit::status s = attach_adapters(*model, o.adapters, threads); !s) return s;
   const std::size_t context = sequence_length(o.context, 512, model->file.config);
   auto windows = windows_of_text(o.text, model->words, context, o.tokens);
   if (!windows) return std::move(windows).error();
 
-  session s{*model->model, context, threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8};
+  session s{*model->model, context, threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8, *kv_format};
   std::unique_ptr<session> reference_session;
   logit_source reference_logits;
   loaded_model reference;
@@ -64,12 +68,14 @@ void add_evaluate(CLI::App& app, common_options& common, action& chosen) {
   const auto o = std::make_shared<options>();
   CLI::App* c = app.add_subcommand("evaluate", "Perplexity of a model on a text, and its distance from a reference model");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
+  c->add_option("--adapter", o->adapters, adapter_help)->allow_extra_args(false);
   c->add_flag("--cache", common.cache, "Keep the model's panels in a file beside it, so that it starts at once the next time");
   c->add_option("--reference", o->reference, "The model to compare with, run in float32");
   c->add_option("--text", o->text, "A UTF-8 text")->required();
   c->add_option("--context", o->context, "Tokens in a window (default 512, or what the model was trained for)");
   c->add_option("--tokens", o->tokens, "Predict only so many tokens (default: the whole text)");
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
+  c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");
   c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

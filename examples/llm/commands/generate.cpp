@@ -1,4 +1,4 @@
-// `lowbit generate MODEL --prompt TEXT`
+// `lowbit generate MODEL [--adapter A] --prompt TEXT`
 #include "../engine/sampler.hpp"
 #include "loading.hpp"
 
@@ -12,7 +12,8 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string model, prompt, quantise;
+  std::string model, prompt, quantise, kv_format;
+  std::vector<std::string> adapters;
   std::size_t tokens = 128;
   sampling draw;
   bool exact = false, special = false;
@@ -30,6 +31,9 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!source) return source.error();
   auto loaded = o.quantise.empty() ? load_model(o.model, common, threads) : load_model(o.model, common, threads, *source);
   if (!loaded) return std::move(loaded).error();
+  const auto kv_format = kv_format_named(o.kv_format);
+  if (!kv_format) return kv_format.error();
+  if (lowbit::status s = attach_adapters(*loaded, o.adapters, threads); !s) return s;
   const tokeniser& words = loaded->words;
   const vocabulary& v = words.data();
 
@@ -40,7 +44,8 @@ lowbit::status run(const options& o, const common_options& common) {
   if (prompt_tokens >= context)
     return lowbit::failure{lowbit::errc::bad_value, "the prompt has " + std::to_string(prompt_tokens) + " tokens, the model's context " + std::to_string(context)};
 
-  session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8};
+  session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8,
+            *kv_format};
   sampler choose{o.draw};
   std::string text = words.decode(ids);  // the space that encode put first is not part of it
   if (!common.json) fmt::print("{}", text);
@@ -86,6 +91,7 @@ void add_generate(CLI::App& app, common_options& common, action& chosen) {
   const auto o = std::make_shared<options>();
   CLI::App* c = app.add_subcommand("generate", "Continue a text");
   c->add_option("model", o->model, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
+  c->add_option("--adapter", o->adapters, adapter_help)->allow_extra_args(false);
   c->add_flag("--cache", common.cache, "Keep the model's panels in a file beside it, so that it starts at once the next time");
   c->add_option("--prompt", o->prompt, "The text to continue");
   c->add_option("-n,--tokens", o->tokens, "Tokens to generate at most")->capture_default_str()->check(CLI::Range(1, 1 << 20));
@@ -94,6 +100,7 @@ void add_generate(CLI::App& app, common_options& common, action& chosen) {
   c->add_option("--seed", o->draw.seed, "Of the draws")->capture_default_str();
   c->add_flag("--special", o->special, "Names of control tokens in the prompt are those tokens");
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
+  c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");
   c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

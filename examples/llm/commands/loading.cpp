@@ -1,5 +1,6 @@
 #include "loading.hpp"
 
+#include "../files/adapter.hpp"
 #include "../files/requantise.hpp"
 
 #include <fmt/core.h>
@@ -84,6 +85,24 @@ lowbit::result<weight_source> quantised_source(const std::string& format, thread
   const auto id = format_named(format);
   if (!id) return id.error();
   return weight_source{[how = requantisation{*id, lowbit::method::rtn, {}, 0, 0}, &threads](const tensor& t) { return requantise(t, how, threads); }};
+}
+
+lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name) {
+  const lowbit::format_spec* none = nullptr;
+  if (name.empty()) return none;
+  const auto format = lowbit::find_format(name);
+  if (!format) return lowbit::failure{lowbit::errc::bad_value, "unknown format " + name};
+  const lowbit::format_spec& s = lowbit::spec_of_id(*format);
+  if (s.is_recoded()) return lowbit::failure{lowbit::errc::unsupported, "keys and values cannot be kept in " + name};
+  return &s;
+}
+
+lowbit::status attach_adapters(loaded_model& model, const std::vector<std::string>& paths, thread_pool& threads) {
+  if (paths.empty()) return lowbit::done{};
+  const auto adapter = open_adapters(paths, model.file);
+  if (!adapter) return adapter.error();
+  attach(*model.model, *adapter, threads);
+  return lowbit::done{};
 }
 
 lowbit::result<std::string> read_text(const std::string& path) {

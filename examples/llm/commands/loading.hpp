@@ -31,6 +31,13 @@ lowbit::result<loaded_model> load_model(const std::string& path, const common_op
 /// The weights quantised as they are loaded, tensor by tensor: no second file, no second copy. Fails for an unknown format.
 lowbit::result<weight_source> quantised_source(const std::string& format, thread_pool& threads);
 
+/// The format that --kv-format names; null for an empty name. Fails for an unknown format, and for one that a cache cannot hold.
+lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name);
+/// What --adapter says of itself.
+inline constexpr const char* adapter_help = "An adapter to run beside the weights: a folder of PEFT's, or a GGUF adapter; several add up";
+/// Opens adapters and puts them beside the model's weights.
+lowbit::status attach_adapters(loaded_model& model, const std::vector<std::string>& paths, thread_pool& threads);
+
 /// A text file, checked to be UTF-8.
 lowbit::result<std::string> read_text(const std::string& path);
 

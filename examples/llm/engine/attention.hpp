@@ -1,4 +1,4 @@
-// Causal grouped-query attention (Ainslie et al. 2023) over a key/value cache, in float32.
+// Causal grouped-query attention (Ainslie et al. 2023) over a key/value cache; scores and weights in float32.
 #pragma once
 
 #include "kv_cache.hpp"
@@ -16,10 +16,9 @@ struct attention {
   std::size_t layer;
   matrix& out;             ///< of the queries' shape
 
-  /// A row is one token's query in one of the heads that share keys; this many are worked on together.
-  static constexpr std::size_t rows_at_once = 4;
+  /// A row is one token's query in one of the heads that share keys; as many as suit the cache are worked on together.
   [[nodiscard]] std::size_t tasks_per_head() const noexcept {
-    return lowbit::ceil_div(queries.rows() * (config.heads / config.kv_heads), rows_at_once);
+    return lowbit::ceil_div(queries.rows() * (config.heads / config.kv_heads), cache.rows_at_once());
   }
   /// Computes tasks [begin, end) of kv_heads * tasks_per_head().
   void run(std::size_t begin, std::size_t end) const;

@@ -5,6 +5,16 @@
 namespace llm {
 namespace {
 
+/// An adapter as a list of one.
+class only {
+ public:
+  explicit only(const lowbit::low_rank& adapter) : adapter_(&adapter) {}
+  operator std::span<const lowbit::low_rank* const>() const { return {&adapter_, adapter_->rank() != 0 ? std::size_t{1} : std::size_t{0}}; }
+
+ private:
+  const lowbit::low_rank* adapter_;
+};
+
 /// x Wᵀ into y, which takes the shape of the result.
 lowbit::product product_of(const matrix& x, const lowbit::panel_matrix& w, matrix& y) {
   y.resize(x.rows(), w.rows());
@@ -13,14 +23,16 @@ lowbit::product product_of(const matrix& x, const lowbit::panel_matrix& w, matri
 
 }  // namespace
 
-void layer_steps::multiply(std::initializer_list<lowbit::product> batch) {
-  lowbit::multiply(std::span(batch), workspace_, threads_, precision_);
+void layer_steps::multiply(std::initializer_list<lowbit::adapted_product> batch) {
+  lowbit::multiply(std::span(batch), {}, workspace_, threads_, precision_);
 }
 
-void layer_steps::multiply(const matrix& inputs, const lowbit::panel_matrix& w, matrix& out) { multiply({product_of(inputs, w, out)}); }
+void layer_steps::multiply(const matrix& inputs, const lowbit::panel_matrix& w, matrix& out) { multiply({{product_of(inputs, w, out)}}); }
 
-void layer_steps::add(const matrix& inputs, const lowbit::panel_matrix& w, matrix& x) {
-  lowbit::multiply(lowbit::view(inputs), w, lowbit::view(x), workspace_, threads_, precision_, lowbit::add_matrix{lowbit::view(x)});
+void layer_steps::add(const matrix& inputs, const lowbit::panel_matrix& w, const lowbit::low_rank& adapter, matrix& x) {
+  const only plus(adapter);
+  const lowbit::adapted_product p{{lowbit::view(inputs), &w, lowbit::view(x)}, plus};
+  lowbit::multiply(std::span(&p, 1), {}, workspace_, threads_, precision_, lowbit::add_matrix{lowbit::view(x)});
 }
 
 void layer_steps::place(std::size_t position, std::size_t tokens) {
@@ -40,7 +52,8 @@ const matrix& layer_steps::attend(const matrix& normed, const layer_weights& w, 
   const model_config& c = config_;
   const std::size_t tokens = normed.rows();
   LOWBIT_EXPECTS(angles_.rows() == tokens);
-  multiply({product_of(normed, w.query, query_), product_of(normed, w.key, key_), product_of(normed, w.value, value_)});
+  const only query(w.adapters.query), key(w.adapters.key), value(w.adapters.value);
+  multiply({{product_of(normed, w.query, query_), query}, {product_of(normed, w.key, key_), key}, {product_of(normed, w.value, value_), value}});
   for (std::size_t t = 0; t < tokens; ++t) {
     for (std::size_t h = 0; h < c.heads; ++h) rope(query_.row(t) + h * c.head_dim, c.head_dim, c.rope, angles_.row(t));
     for (std::size_t h = 0; h < c.kv_heads; ++h) rope(key_.row(t) + h * c.head_dim, c.head_dim, c.rope, angles_.row(t));
@@ -54,7 +67,8 @@ const matrix& layer_steps::attend(const matrix& normed, const layer_weights& w, 
 const matrix& layer_steps::gate(const matrix& normed, const layer_weights& w) {
   lowbit::product gated = product_of(normed, w.up, mixed_);
   gated.gate = &w.gate;
-  multiply({gated});
+  const only up(w.adapters.up), gate(w.adapters.gate);
+  multiply({{gated, up, gate}});
   return mixed_;
 }
 

@@ -16,8 +16,8 @@ const matrix& session::feed(std::span<const int> tokens, std::size_t wanted) {
   steps_.place(cache_.size(), count);
   for (std::size_t layer = 0; layer < c.layers && count != 0; ++layer) {
     const layer_weights& w = model_.layers[layer];
-    steps_.add(steps_.attend(steps_.normalise(x_, w.attention_norm), w, cache_, layer), w.output, x_);
-    steps_.add(steps_.gate(steps_.normalise(x_, w.mlp_norm), w), w.down, x_);
+    steps_.add(steps_.attend(steps_.normalise(x_, w.attention_norm), w, cache_, layer), w.output, w.adapters.output, x_);
+    steps_.add(steps_.gate(steps_.normalise(x_, w.mlp_norm), w), w.down, w.adapters.down, x_);
   }
   cache_.advance(count);
 

@@ -24,8 +24,9 @@ struct llama {
 /// One sequence being read or written: the cache and the scratch memory. The model and the threads must outlive it.
 class session {
  public:
-  session(const llama& model, std::size_t positions, thread_pool& threads, lowbit::precision precision)
-      : model_(model), cache_(model.config, positions), steps_(model.config, threads, precision) {}
+  session(const llama& model, std::size_t positions, thread_pool& threads, lowbit::precision precision,
+          const lowbit::format_spec* kv_format = nullptr)
+      : model_(model), cache_(model.config, positions, {kv_format, precision}), steps_(model.config, threads, precision) {}
 
   /// Appends tokens to the sequence. Returns the logits [wanted, vocabulary] of the last `wanted` of them, until the next call.
   /// Expects ids below the vocabulary's size, wanted <= tokens.size(), and room for them.

@@ -65,12 +65,25 @@ lowbit::result<weights> read_floats(const tensor& t, const requantisation& how, 
   return as_aligned_floats(*std::move(source), threads);
 }
 
+namespace {
+bool has_target_format(const lowbit::packed_view& w, format_id target) {
+  return w.spec == &lowbit::spec_of_id(target) && w.inputs == nullptr && w.factor == 1.0;
+}
+}  // namespace
+
+lowbit::result<std::optional<weights>> kept_as_stored(const tensor& t, const requantisation& how, thread_pool& threads) {
+  const format_id target = target_format(t, how.format);
+  if (t.spec != &lowbit::spec_of_id(target)) return std::optional<weights>();
+  auto source = read_in_order(t, how, threads);
+  if (!source) return std::move(source).error();
+  return has_target_format(source->view(), target) ? std::optional<weights>(*std::move(source)) : std::nullopt;
+}
+
 lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads) {
   auto source = read_in_order(t, how, threads);
   if (!source) return source;
   const format_id target = target_format(t, how.format);
-  const lowbit::packed_view as_read = source->view();
-  if (as_read.spec == &lowbit::spec_of_id(target) && as_read.inputs == nullptr && as_read.factor == 1.0) return source;
+  if (has_target_format(source->view(), target)) return source;
   weights floats = as_aligned_floats(*std::move(source), threads);
   if (target == id_of<lowbit::f32>()) return floats;
   const lowbit::packed_view from = floats.view();

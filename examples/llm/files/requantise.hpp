@@ -30,6 +30,9 @@ lowbit::format_id target_format(const tensor& t, lowbit::format_id wanted);
 /// The tensor's weights as aligned float32, with its rows in the order that `how` asks for. Fails where one is not finite, naming the tensor.
 lowbit::result<weights> read_floats(const tensor& t, const requantisation& how, thread_pool& threads);
 
+/// The tensor's weights, with its rows in order, where they have their target format already; nothing where they have another.
+lowbit::result<std::optional<weights>> kept_as_stored(const tensor& t, const requantisation& how, thread_pool& threads);
+
 /// The tensor's new weights. A tensor that has its target format already is not touched. Fails on NaN, naming the tensor.
 lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads);
 

@@ -50,9 +50,9 @@ LOWBIT_ALWAYS_INLINE constexpr std::uint32_t number_bits(number type, float valu
     case number::bf16: return to_bf16(value).bits;
     case number::e8m0_half: {
       if (!(value > e8m0_half_to_float(0))) return 0;
-      std::uint32_t e = 1;  // a few steps would do with exponent arithmetic; scales are rare enough for the obvious loop
-      while (e < 255 && e8m0_half_to_float(static_cast<std::uint8_t>(e)) < value) ++e;
-      return e;
+      // 2^(e - 128) is the float with exponent field e - 1, or for e < 2 a subnormal one.
+      const std::uint32_t bits = std::bit_cast<std::uint32_t>(value), below = bits >> 23, up = (bits & 0x7f'ffffu) != 0;
+      return below == 0 ? (bits <= 0x40'0000u ? 1u : 2u) : below + 1 + up < 255 ? below + 1 + up : 255u;
     }
     case number::e4m3_half: return to_e4m3(2.0f * value);
     case number::none: break;

@@ -64,3 +64,11 @@ inline auto linked_units() noexcept {
 }
 }  // namespace lowbit::kernel
 #endif
+
+/// A kernel that depends on no format at compile time, such as round_weights: the best unit's, or this translation unit's own, without
+/// compiling the others.
+#ifdef LOWBIT_ISA_UNITS
+#define LOWBIT_BEST_KERNEL(name) ::lowbit::kernel::best_unit().name
+#else
+#define LOWBIT_BEST_KERNEL(name) ::lowbit::kernel::name<::lowbit::simd::native>
+#endif

@@ -130,6 +130,12 @@ LOWBIT_ALWAYS_INLINE V nearest_small(const V& a) noexcept {
   return (a + V(12582912.0f)) - V(12582912.0f);
 }
 
+/// Towards zero, to a whole number.
+template <class Arch, std::size_t K>
+LOWBIT_ALWAYS_INLINE lane_floats<Arch, K> truncated(const lane_floats<Arch, K>& a) noexcept {
+  return lane_floats<Arch, K>::of([&](std::size_t k) LOWBIT_INLINE_LAMBDA { return xsimd::trunc(a.part[k]); });
+}
+LOWBIT_ALWAYS_INLINE float truncated(float a) noexcept { return std::trunc(a); }
 LOWBIT_ALWAYS_INLINE float select(bool m, float a, float b) noexcept { return m ? a : b; }
 LOWBIT_ALWAYS_INLINE bool any(bool m) noexcept { return m; }
 LOWBIT_ALWAYS_INLINE float lesser(float a, float b) noexcept { return a < b ? a : b; }
@@ -140,6 +146,13 @@ LOWBIT_ALWAYS_INLINE float nearest(float a) noexcept {
   return std::bit_cast<float>((std::bit_cast<std::uint32_t>(a + 12582912.0f) & 0x7fffffu) | 0x4b000000u) - 12582912.0f;
 }
 using lowbit::rounded_product;
+
+/// To the nearest whole number, halves away from zero.
+template <class V>
+LOWBIT_ALWAYS_INLINE V nearest_away(const V& a) noexcept {
+  const V whole = truncated(a);
+  return select(magnitude(a - whole) < V(0.5f), whole, whole + select(a < V(0.0f), V(-1.0f), V(1.0f)));
+}
 
 /// How many blocks a number holds.
 template <class V>

@@ -1,6 +1,6 @@
 // Rows of floats to blocks of the exchange layout, many blocks at a time: what quantise/ calls for whole matrices.
 //
-// GGUF's searched types run one block a lane (kernel/lanes.hpp): blocks are transposed into lanes, fitted together, and their codes
+// GGUF's types run one block a lane (kernel/lanes.hpp): blocks are transposed into lanes, fitted together, and their codes
 // transposed back. The bytes are those of the same source with one lane.
 #pragma once
 
@@ -105,9 +105,9 @@ class row_mean_squares {
   float mean_[8] = {};
 };
 
-/// A type that ggml quantises by search. Returns whether all scales are numbers.
+/// One of ggml's types. Returns whether all scales are numbers.
 template <class Arch, block_format F>
-bool quantise_searched(const quantise_args& a) noexcept {
+bool quantise_blocks(const quantise_args& a) noexcept {
   using lanes = lane_floats<Arch, 1>;
   constexpr const format_spec& s = spec_of<F>;
   constexpr std::size_t n = lanes::lanes, size = s.block, subs = s.sub_blocks();
@@ -160,33 +160,32 @@ bool quantise_searched(const quantise_args& a) noexcept {
   return numbers;
 }
 
+template <block_format... F>
+struct lane_types {
+  static constexpr bool has(const format_spec& s, bool importance) noexcept {
+    return ((s.gguf == spec_of<F>.gguf && (!importance || ggml::weighted<F>)) || ...);
+  }
+  template <class Arch>
+  static bool quantise(const quantise_args& a) noexcept {
+    bool numbers = true;
+    (void)((a.spec->gguf == spec_of<F>.gguf && (numbers = quantise_blocks<Arch, F>(a), true)) || ...);
+    return numbers;
+  }
+};
+using lane_formats = lane_types<q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, tq2_0, q2_0>;
+
 }  // namespace detail
 
 /// Whether quantise_rows has this format, with or without importance.
 LOWBIT_ALWAYS_INLINE constexpr bool can_quantise_rows(const format_spec& s, bool importance) noexcept {
-  const bool k_quant = s.sub_scale.present() && s.sub_number == number::none;
-  const bool searched = s.gguf == iq4_nl::spec.gguf || (s.gguf >= 0 && k_quant);
-  const bool weighted = s.gguf == q4_0::spec.gguf || s.gguf == q4_1::spec.gguf || s.gguf == q5_0::spec.gguf || s.gguf == q5_1::spec.gguf;
-  return searched || (importance && weighted);
+  return detail::lane_formats::has(s, importance);
 }
 
 /// Quantises rows as ggml does. Returns whether all scales are numbers: with importance, weights above 1e18 can break a search. Expects
 /// can_quantise_rows.
 template <class Arch>
 bool quantise_rows(const quantise_args& a) noexcept {
-  switch (a.spec->gguf) {
-    case q4_0::spec.gguf: return detail::quantise_searched<Arch, q4_0>(a);
-    case q4_1::spec.gguf: return detail::quantise_searched<Arch, q4_1>(a);
-    case q5_0::spec.gguf: return detail::quantise_searched<Arch, q5_0>(a);
-    case q5_1::spec.gguf: return detail::quantise_searched<Arch, q5_1>(a);
-    case q2_k::spec.gguf: return detail::quantise_searched<Arch, q2_k>(a);
-    case q3_k::spec.gguf: return detail::quantise_searched<Arch, q3_k>(a);
-    case q4_k::spec.gguf: return detail::quantise_searched<Arch, q4_k>(a);
-    case q5_k::spec.gguf: return detail::quantise_searched<Arch, q5_k>(a);
-    case q6_k::spec.gguf: return detail::quantise_searched<Arch, q6_k>(a);
-    case iq4_nl::spec.gguf: return detail::quantise_searched<Arch, iq4_nl>(a);
-    default: return detail::quantise_searched<Arch, iq4_xs>(a);
-  }
+  return detail::lane_formats::quantise<Arch>(a);
 }
 
 }  // namespace lowbit::kernel

@@ -8,6 +8,7 @@
 #include <lowbit/kernel/dequantise.hpp>
 #include <lowbit/kernel/multiply.hpp>
 #include <lowbit/kernel/quantise.hpp>
+#include <lowbit/kernel/rounding.hpp>
 
 namespace lowbit::kernel {
 
@@ -30,6 +31,8 @@ struct unit {
   void (*quantise_activations)(const activation_args&) noexcept;
   void (*copy_activations)(const activation_args&) noexcept;
   bool (*quantise_rows)(const quantise_args&) noexcept;
+  void (*find_range)(const float*, std::size_t, float*, float*) noexcept;
+  void (*round_weights)(const rounding_args&) noexcept;
   const products* shapes;
   std::size_t shape_count;
   void (*accumulate)(const accumulate_args&) noexcept;
@@ -74,7 +77,8 @@ constexpr unit unit_for() noexcept {
   using keys = typename detail::unique_keys<detail::keys<>, layout_for<F>::value.shape.key()...>::type;
   using table = detail::product_table<Arch, keys>;
   return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
-          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, table::entries,
+          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, &find_range<Arch>,
+          &round_weights<Arch>, table::entries,
           std::size(table::entries), &accumulate<Arch>};
 }
 

@@ -16,7 +16,10 @@ void dequantise(packed_view w, matrix_view<float> out, E& executor, const kernel
   const bool streamed = w.rows * w.cols * sizeof(float) >= larger_than_caches && reinterpret_cast<std::uintptr_t>(out.data) % 64 == 0 &&
                         out.stride % 16 == 0;
   const bool finished = w.inputs == nullptr && w.factor == 1.0;
+  // Rows that follow one another without a gap or a ragged block are one long row, which short rows gain much from.
+  const bool one_row = finished && !w.spec->is_recoded() && out.stride == out.cols && w.cols % w.spec->block == 0;
   for_parts(executor, w.rows, 4, [&](std::size_t begin, std::size_t end) {
+    if (one_row) return unit.dequantise_row(*w.spec, w.row(begin), (end - begin) * w.cols, out.row(begin), streamed);
     std::vector<float> stored(finished ? 0 : w.cols);
     aligned_buffer recoded(w.spec->is_recoded() ? w.spec->planes().row_bytes(w.cols) : 0);
     for (std::size_t r = begin; r < end; ++r) {

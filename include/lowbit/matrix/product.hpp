@@ -6,6 +6,7 @@
 #pragma once
 
 #include <lowbit/matrix/epilogue.hpp>
+#include <lowbit/matrix/low_rank.hpp>
 #include <lowbit/matrix/panel_matrix.hpp>
 
 #include <algorithm>
@@ -34,7 +35,8 @@ class token_list {
   bool all_ = true;
 };
 
-/// One product of a batch: y[to[i], :] = epilogue(x[from[i], :] Wᵀ), or with a gate epilogue(activation(x Gᵀ) * (x Wᵀ)).
+/// One product of a batch: y[to[i], :] = epilogue(x[from[i], :] Wᵀ), or with a gate epilogue(activation(x Gᵀ) * (x Wᵀ)). To either product
+/// something of low rank may be added before anything else happens to it (adapt/adapted_product.hpp prepares that).
 /// Expects x.cols == w->cols(), y.cols == w->rows(), a gate of w's shape, and no row of any y written twice or read by another product.
 struct product {
   matrix_view<const float> x;
@@ -42,6 +44,8 @@ struct product {
   matrix_view<float> y;
   const panel_matrix* gate = nullptr;
   token_list from{}, to{};  ///< the tokens' rows of x and of y
+  const add_low_rank* plus = nullptr;       ///< added to x Wᵀ; null: nothing
+  const add_low_rank* gate_plus = nullptr;  ///< added to x Gᵀ
 
   [[nodiscard]] std::size_t tokens() const noexcept { return !from.all() ? from.size() : !to.all() ? to.size() : x.rows; }
 };
@@ -127,6 +131,7 @@ struct destination {
       float* const out = d.p->y.row(at) + row;
       if (const float factor = (Gate ? d.p->gate : d.p->w)->factor(); factor != 1.0f)
         for (std::size_t i = 0; i < rows; ++i) values[i] *= factor;
+      if (const add_low_rank* const plus = Gate ? d.p->gate_plus : d.p->plus; plus != nullptr) (*plus)(values, rows, at, row);
       if constexpr (Gate) {
         (*d.activation)(values, rows, at, row);
       } else {
@@ -140,7 +145,7 @@ struct destination {
 
   template <bool Gate>
   void run(const panel_matrix& w, const operand& x, std::size_t begin, std::size_t end) const noexcept {
-    const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all() && p->w->factor() == 1.0f;
+    const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all() && p->w->factor() == 1.0f && p->plus == nullptr;
     const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.tokens, p->y.data, p->y.stride,
                                   plain ? nullptr : &destination::finish<Gate>, this};
     x.exact ? w.products().exact(a) : w.products().int8(a);
@@ -200,7 +205,7 @@ void multiply(std::span<const product> batch, workspace& space, E& executor, pre
   const auto task = [&](std::size_t index) {
     // A pair belongs to the task in whose share of the cost it begins.
     const std::size_t first = index * total_cost, last = first + total_cost;
-    std::size_t before = 0, matrix = 0;
+    std::size_t before = 0, which = 0;
     for (const product& p : batch) {
       if (!works(p)) continue;
       const std::size_t each = cost_of(p) * tasks, pairs = pairs_of(p), panels = kernel::panel_count(p.w->rows());
@@ -209,19 +214,19 @@ void multiply(std::span<const product> batch, workspace& space, E& executor, pre
         return n < pairs ? n : pairs;
       };
       const detail::destination<Epilogue, Activation> out{&p, &epilogue, &activation};
-      const detail::operand& x = operands[taken[matrix]];
+      const detail::operand& x = operands[taken[which]];
       const std::size_t begin = pair_at(first), end = pair_at(last);
       if (p.gate == nullptr) {
         if (begin < end) out.template run<false>(*p.w, x, begin * pair, end * pair < panels ? end * pair : panels);
-        matrix += 1;
+        which += 1;
       } else {
-        const detail::operand& gate_x = operands[taken[matrix + 1]];
+        const detail::operand& gate_x = operands[taken[which + 1]];
         for (std::size_t i = begin; i < end; ++i) {  // y holds the gate's values until those of w come, soon
           const std::size_t stop = (i + 1) * pair < panels ? (i + 1) * pair : panels;
           out.template run<true>(*p.gate, gate_x, i * pair, stop);
           out.template run<false>(*p.w, x, i * pair, stop);
         }
-        matrix += 2;
+        which += 2;
       }
       before += each * pairs;
     }

@@ -1,7 +1,7 @@
 // The codes of a row of blocks as a byte each, and back: for who moves codes between layouts without looking at values.
 #pragma once
 
-#include <lowbit/kernel/exchange.hpp>
+#include <lowbit/kernel/dispatch.hpp>
 
 #include <algorithm>
 
@@ -21,14 +21,14 @@ void for_code_pieces(const format_spec& s, std::size_t cols, F&& f) {
 /// codes[row_blocks(cols) * block], the padding of a ragged last block too.
 inline void read_row_codes(const format_spec& s, const std::uint8_t* row, std::size_t cols, std::uint8_t* codes) noexcept {
   detail::for_code_pieces(s, cols, [&](std::size_t b, std::size_t blocks, std::size_t first, std::size_t count) {
-    kernel::unpack_codes<simd::native>(s, row + b * s.bytes, blocks, first, count, codes + b * s.block + first);
+    LOWBIT_BEST_KERNEL(unpack_codes)(s, row + b * s.bytes, blocks, first, count, codes + b * s.block + first);
   });
 }
 
 /// The inverse, into blocks whose code bits are zero.
 inline void write_row_codes(const format_spec& s, const std::uint8_t* codes, std::size_t cols, std::uint8_t* row) noexcept {
   detail::for_code_pieces(s, cols, [&](std::size_t b, std::size_t blocks, std::size_t first, std::size_t count) {
-    kernel::pack_codes<simd::native>(s, codes + b * s.block + first, blocks, first, count, row + b * s.bytes);
+    LOWBIT_BEST_KERNEL(pack_codes)(s, codes + b * s.block + first, blocks, first, count, row + b * s.bytes);
   });
 }
 

@@ -78,7 +78,7 @@ struct learnt_clip {
         const float bound = most * (1.0f - static_cast<float>(i) / static_cast<float>(Grid));
         const weight_range r{std::max(whole.low, -bound), std::min(whole.high, bound)};
         const grid g = trial.grid_of(trial.scale_of(r));
-        for (std::size_t k = 0; k < count; ++k) e[k] = static_cast<double>(g.value(g.code(v[k], k), k)) - static_cast<double>(v[k]);
+        detail::for_rounded(g, v, count, [&](std::size_t k, double left) { e[k] = -left; });
         double error = detail::output_error(e, inputs);
         if (!std::isfinite(error)) error = detail::output_error(e, {});
         if (least < 0 || error < least) {

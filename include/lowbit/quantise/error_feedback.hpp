@@ -134,7 +134,7 @@ class feedback_chunk {
 
   feedback_chunk(const format_spec& s, const feedback_state& state, matrix_view<const float> w, const input_statistics& about)
       : spec_(s), state_(state), rows_(w.rows), weights_(w.cols * width), errors_(w.cols * width), fields_(s, w.rows, w.cols),
-        grids_(s.row_blocks(w.cols)), loss_(w.rows), squares_(w.rows), block_(s.block) {
+        maps_(s.row_blocks(w.cols) * s.sub_blocks() * width), loss_(w.rows), squares_(w.rows), block_(s.block) {
     for (std::size_t p = 0; p < w.cols; ++p)
       for (std::size_t r = 0; r < rows_; ++r) weights_[p * width + r] = w(r, state.order[p]);
     for (std::size_t r = 0; r < rows_; ++r) about_.push_back(about.with_row(w.row(r), w.cols));
@@ -204,14 +204,13 @@ class feedback_chunk {
   void fit_blocks(std::size_t begin, std::size_t end, const float* weights) {
     const std::size_t cols = state_.order.size(), size = spec_.block;
     const auto fit = [&](std::size_t block, std::size_t n, auto place_of) {
-      auto& grids = grids_[block];
-      grids.reserve(rows_);
       for (std::size_t r = 0; r < rows_; ++r) {
         for (std::size_t i = 0; i < n; ++i) block_[place_of(i).second] = finite(weights[(place_of(i).first - begin) * width + r]);
         const block_fields f = fields_.at(r, block);
         Fit::fit(spec_, block_.data(), n, about_[r].from(block * size), f);
         std::fill(f.codes + n, f.codes + size, std::uint8_t{0});
-        grids.emplace_back(spec_, f);
+        const grid g(spec_, f);
+        for (std::size_t j = 0; j < spec_.sub_blocks(); ++j) maps_[(block * spec_.sub_blocks() + j) * width + r] = g.map(j);
       }
     };
     if (state_.how.order == column_order::descending) {  // a block's channels may be anywhere: `begin, end` is all
@@ -231,15 +230,14 @@ class feedback_chunk {
       float* const error = &errors_[p * width];
       for (std::size_t k = begin; k < p; ++k) add_product(w, &errors_[k * width], *span.at(k, p));
       const std::size_t block = state_.order[p] / spec_.block, i = state_.order[p] % spec_.block;
+      for (std::size_t r = 0; r < rows_; ++r) w[r] = finite(w[r]);
+      const kernel::grid_map* const maps = &maps_[(block * spec_.sub_blocks() + i / spec_.sub_block()) * width];
+      LOWBIT_BEST_KERNEL(round_weights)({&spec_, w, rows_, maps, true, codes_, values_});
       for (std::size_t r = 0; r < rows_; ++r) {
-        const grid& g = grids_[block][r];
-        w[r] = finite(w[r]);
-        const unsigned code = g.code(w[r], i);
-        const float value = g.value(code, i);
-        fields_.at(r, block).codes[i] = static_cast<std::uint8_t>(code);
-        const double left = static_cast<double>(w[r]) - static_cast<double>(value);
+        fields_.at(r, block).codes[i] = codes_[r];
+        const double left = static_cast<double>(w[r]) - static_cast<double>(values_[r]);
         loss_[r] += state_.weight[p] * left * left;
-        error[r] -= value;
+        error[r] -= values_[r];
         squares_[r] += static_cast<double>(error[r]) * static_cast<double>(error[r]);
       }
     }
@@ -250,10 +248,12 @@ class feedback_chunk {
   std::size_t rows_;
   std::vector<float> weights_, errors_, moved_;
   row_fields fields_;
-  std::vector<std::vector<grid>> grids_;
+  std::vector<kernel::grid_map> maps_;  ///< [block][sub-block][row]
   std::vector<double> loss_, squares_;
   std::vector<input_statistics> about_;  ///< of each row
   std::vector<float> block_, settled_, moved_by_;
+  std::uint8_t codes_[width];  // of a column
+  float values_[width];
 };
 
 /// The losses of those rows of `errors` [place][row] for which it is below `limit`, infinity for the others; stops as soon as none is left.

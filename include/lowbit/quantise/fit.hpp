@@ -79,7 +79,7 @@ inline std::uint32_t stored_scale(number type, float value) noexcept {
 }
 
 /// Rounds sub-block scales to the block's fields.
-inline void store_scales(const format_spec& s, const std::vector<real_scale>& sub, const block_fields& f) noexcept {
+inline void store_scales(const format_spec& s, std::span<const real_scale> sub, const block_fields& f) noexcept {
   const auto nearest = [](float v, int low, int high) {
     return static_cast<int>(std::nearbyint(std::clamp(v, static_cast<float>(low), static_cast<float>(high))));
   };
@@ -122,7 +122,8 @@ inline void store_scales(const format_spec& s, const std::vector<real_scale>& su
 /// Fits every sub-block with `choose(x, n, about)`, which answers a real_scale or a range to spread the codes over, and stores the result.
 template <class Choose>
 void fit_sub_blocks(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f, Choose&& choose) {
-  std::vector<real_scale> sub(s.sub_blocks());
+  std::array<real_scale, max_sub_blocks> all;
+  const std::span sub(all.data(), s.sub_blocks());
   for (std::size_t j = 0; j < sub.size(); ++j) {
     const std::size_t begin = j * s.sub_block(), end = std::min<std::size_t>(begin + s.sub_block(), n);
     if (begin >= end) break;  // a ragged block's tail keeps scale 0
@@ -134,8 +135,9 @@ void fit_sub_blocks(const format_spec& s, const float* x, std::size_t n, const i
 }
 
 inline weight_range range_of(const float* x, std::size_t n) noexcept {
-  const auto [low, high] = std::minmax_element(x, x + n);
-  return {*low, *high};
+  weight_range r;
+  LOWBIT_BEST_KERNEL(find_range)(x, n, &r.low, &r.high);
+  return r;
 }
 
 }  // namespace detail
@@ -177,7 +179,7 @@ class sub_block_trial {
   [[nodiscard]] real_scale scale_of(weight_range r) const noexcept { return scale_for(whole_, r); }
   /// The grid of a scale, as it would be stored.
   [[nodiscard]] grid grid_of(real_scale scale) {
-    store_scales(one_, {scale}, buffer_.fields());
+    store_scales(one_, std::span(&scale, 1), buffer_.fields());
     return grid(one_, buffer_.fields());
   }
   /// The zero-point that the last grid was stored with.
@@ -204,13 +206,20 @@ class sub_block_trial {
 inline double importance_of(const input_statistics& about, std::size_t k) noexcept {
   return about.importance != nullptr ? static_cast<double>(about.importance[k]) : 1.0;
 }
+/// f(k, x[k] - what a reader will see of it) for n weights rounded to a grid.
+template <class F>
+void for_rounded(const grid& g, const float* x, std::size_t n, F&& f) noexcept {
+  float values[256];
+  for (std::size_t i = 0; i < n; i += std::size(values)) {
+    const std::size_t count = std::min(std::size(values), n - i);
+    g.round(i, x + i, count, nullptr, values);
+    for (std::size_t k = 0; k < count; ++k) f(i + k, static_cast<double>(x[i + k]) - static_cast<double>(values[k]));
+  }
+}
 /// Σ importance e² of n weights rounded to a grid.
 inline double squared_error(const grid& g, const float* x, std::size_t n, const input_statistics& about) noexcept {
   double error = 0;
-  for (std::size_t k = 0; k < n; ++k) {
-    const double e = static_cast<double>(x[k]) - static_cast<double>(g.value(g.code(x[k], k), k));
-    error += importance_of(about, k) * e * e;
-  }
+  for_rounded(g, x, n, [&](std::size_t k, double e) { error += importance_of(about, k) * e * e; });
   return error;
 }
 

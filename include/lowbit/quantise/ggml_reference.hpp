@@ -1,7 +1,5 @@
-// ggml's quantisers for GGUF's block types, byte for byte (ggml-quants.c), one block at a time. The types that search for their scales are
-// in kernel/ggml_blocks.hpp; here are those that do not, as long as no importance is given.
-//
-// Scales here and codes there are rounded by different rules in each family; the comments name them. What is stored is what ggml stores.
+// ggml's quantisers for GGUF's block types, byte for byte (ggml-quants.c), one block at a time: those of kernel/ggml_blocks.hpp in a single
+// lane, and here the two that have no lane form.
 #pragma once
 
 #include <lowbit/format/gguf.hpp>
@@ -14,48 +12,7 @@ namespace lowbit {
 
 namespace ggml {
 
-/// Rounding towards zero as x86's conversion does it: what an int cannot hold becomes INT_MIN. (Blocks whose scale is a subnormal
-/// number have an infinite inverse; ggml converts the infinity, which C++ leaves undefined.)
-inline int truncated(float v) noexcept {
-  return std::fabs(v) < 2147483648.0f ? static_cast<int>(v) : std::numeric_limits<int>::min();
-}
-
 using kernel::ggml::largest;
-
-/// q4_0, q5_0: the largest value on the lowest code; codes by truncation of x / d + half the range + 0.5, d as yet unrounded.
-template <class F>
-void quantise_symmetric(const float* x, block_parts<F>& p) noexcept {
-  constexpr int zero = spec_of<F>.codes.zero;
-  const float d = largest(x, spec_of<F>.block) / static_cast<float>(-zero), inverse = d != 0 ? 1.0f / d : 0.0f;
-  p.scale = number_bits(number::f16, d);
-  for (std::size_t i = 0; i < spec_of<F>.block; ++i) {
-    const int code = static_cast<std::int8_t>(truncated(rounded_product(x[i], inverse) + (static_cast<float>(zero) + 0.5f)));
-    p.codes[i] = static_cast<std::uint8_t>(std::min(2 * zero - 1, code));
-  }
-}
-
-/// q4_1, q5_1: the whole range.
-template <class F>
-void quantise_range(const float* x, block_parts<F>& p) noexcept {
-  constexpr unsigned top = spec_of<F>.levels() - 1;
-  const auto [low, high] = std::minmax_element(x, x + spec_of<F>.block);
-  const float d = (*high - *low) / static_cast<float>(top), inverse = d != 0 ? 1.0f / d : 0.0f;
-  p.scale = number_bits(number::f16, d);
-  p.minimum = number_bits(number::f16, *low);
-  for (std::size_t i = 0; i < spec_of<F>.block; ++i)
-    p.codes[i] = static_cast<std::uint8_t>(std::min(static_cast<int>(top), truncated(rounded_product(x[i] - *low, inverse) + 0.5f)));
-}
-
-/// q8_0, tq2_0 and q2_0: the largest magnitude on the highest code, halves away from zero.
-template <class F>
-void quantise_absmax(const float* x, block_parts<F>& p) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  const float d = std::fabs(largest(x, s.block)) / static_cast<float>(s.codes.is_signed ? s.codes.highest() : 1);
-  const float inverse = d != 0 ? 1.0f / d : 0.0f;
-  p.scale = number_bits(number::f16, d);
-  for (std::size_t i = 0; i < s.block; ++i)
-    p.codes[i] = static_cast<std::uint8_t>(s.codes.stored(truncated(std::round(rounded_product(x[i], inverse)))));
-}
 
 /// The code of the least error, the first of equals.
 inline std::uint8_t nearest_by_scan(const codebook& values, float d, float x) noexcept {
@@ -69,15 +26,6 @@ inline std::uint8_t nearest_by_scan(const codebook& values, float d, float x) no
     }
   }
   return static_cast<std::uint8_t>(best);
-}
-
-/// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding), codes by a scan.
-inline void quantise_mxfp4(const float* x, block_parts<mxfp4>& p) noexcept {
-  constexpr const format_spec& s = spec_of<mxfp4>;
-  const float most = std::fabs(largest(x, s.block));
-  p.scale = most > 0 ? static_cast<std::uint8_t>(static_cast<int>(std::floor(std::log2(most))) - 2 + 127) : 0u;
-  const float d = e8m0_half_to_float(static_cast<std::uint8_t>(p.scale));
-  for (std::size_t i = 0; i < s.block; ++i) p.codes[i] = nearest_by_scan(s.values, d, x[i]);
 }
 
 /// nvfp4: the largest magnitude of 16 on the value 6, codes by a scan.
@@ -104,9 +52,9 @@ inline void quantise_q1_0(const float* x, block_parts<q1_0>& p) noexcept {
   p.scale = number_bits(number::f16, sum / static_cast<float>(s.block));
 }
 
-/// A type that ggml quantises by search: one block, in a lane of its own.
+/// One block in a lane of its own.
 template <block_format F>
-void quantise_by_search(const float* x, const float* importance, float row_mean_square, block_parts<F>& p) noexcept {
+void quantise_one(const float* x, const float* importance, float row_mean_square, block_parts<F>& p) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   kernel::ggml::lane_blocks<F, float> b;
   kernel::ggml::quantise_lanes(kernel::ggml::lane_weights<float>{x, importance, row_mean_square}, b);
@@ -119,22 +67,14 @@ void quantise_by_search(const float* x, const float* importance, float row_mean_
   for (std::size_t i = 0; i < s.block; ++i) p.codes[i] = static_cast<std::uint8_t>(b.codes[i]);
 }
 
-inline void quantise(const float* x, block_parts<q4_0>& p) noexcept { quantise_symmetric(x, p); }
-inline void quantise(const float* x, block_parts<q5_0>& p) noexcept { quantise_symmetric(x, p); }
-inline void quantise(const float* x, block_parts<q4_1>& p) noexcept { quantise_range(x, p); }
-inline void quantise(const float* x, block_parts<q5_1>& p) noexcept { quantise_range(x, p); }
-inline void quantise(const float* x, block_parts<q8_0>& p) noexcept { quantise_absmax(x, p); }
-inline void quantise(const float* x, block_parts<tq2_0>& p) noexcept { quantise_absmax(x, p); }
-inline void quantise(const float* x, block_parts<mxfp4>& p) noexcept { quantise_mxfp4(x, p); }
 inline void quantise(const float* x, block_parts<nvfp4>& p) noexcept { quantise_nvfp4(x, p); }
 inline void quantise(const float* x, block_parts<q1_0>& p) noexcept { quantise_q1_0(x, p); }
-inline void quantise(const float* x, block_parts<q2_0>& p) noexcept { quantise_absmax(x, p); }
 
 }  // namespace ggml
 
 /// Whether ggml has a reference quantiser for this format.
 template <class F>
-concept has_ggml_reference = kernel::ggml::weighted<F> || requires(const float* x, block_parts<F>& p) { ggml::quantise(x, p); };
+concept has_ggml_reference = kernel::ggml::in_lanes<F> || requires(const float* x, block_parts<F>& p) { ggml::quantise(x, p); };
 
 /// Chooses scales and codes of one block of finite weights as ggml does: with importance (one number for each weight, >= 0, some above 0 in
 /// every sub-block) where it is given and the type heeds it. `row_mean_square` is the mean of x² over the whole row, summed from
@@ -142,13 +82,8 @@ concept has_ggml_reference = kernel::ggml::weighted<F> || requires(const float* 
 template <block_format F>
   requires has_ggml_reference<F>
 void ggml_quantise_block(const float* x, block_parts<F>& p, const float* importance = nullptr, float row_mean_square = 0) noexcept {
-  if constexpr (kernel::ggml::searched<F>) {
-    ggml::quantise_by_search<F>(x, importance, row_mean_square, p);
-  } else {
-    if constexpr (kernel::ggml::weighted<F>)
-      if (importance != nullptr) return ggml::quantise_by_search<F>(x, importance, row_mean_square, p);
-    ggml::quantise(x, p);
-  }
+  if constexpr (kernel::ggml::in_lanes<F>) ggml::quantise_one<F>(x, kernel::ggml::weighted<F> ? importance : nullptr, row_mean_square, p);
+  else ggml::quantise(x, p);
 }
 
 }  // namespace lowbit

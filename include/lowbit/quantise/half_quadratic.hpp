@@ -66,7 +66,7 @@ struct half_quadratic {
   }
   static double stored_error(const grid& g, const float* x, std::size_t n) noexcept {
     double sum = 0;
-    for (std::size_t i = 0; i < n; ++i) sum += std::fabs(static_cast<double>(x[i]) - static_cast<double>(g.value(g.code(x[i], i), i)));
+    detail::for_rounded(g, x, n, [&](std::size_t, double e) { sum += std::fabs(e); });
     return sum;
   }
   static constexpr double norm = 0.7, beta = 10;

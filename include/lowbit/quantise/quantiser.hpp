@@ -103,7 +103,7 @@ rounding_report quantise_rows(const format_spec& s, matrix_view<const float> w, 
         std::uint8_t* const block = out.row(chunk * most + r) + b * s.bytes;
         write_header(s, f, block);
         for (std::size_t i = 0; i < s.block; i += kernel::piece)
-          kernel::pack_codes<simd::native>(s, f.codes + i, 1, i, std::min<std::size_t>(kernel::piece, s.block - i), block);
+          LOWBIT_BEST_KERNEL(pack_codes)(s, f.codes + i, 1, i, std::min<std::size_t>(kernel::piece, s.block - i), block);
       });
     }
   });

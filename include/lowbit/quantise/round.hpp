@@ -45,7 +45,7 @@ struct round_nearest {
         const std::size_t n = std::min<std::size_t>(s.block, w.cols - c);
         if (!Fit::fit(s, x, n, of_row.from(c), f)) {
           const grid g(s, f);
-          for (std::size_t i = 0; i < n; ++i) f.codes[i] = static_cast<std::uint8_t>(g.code(x[i], i));
+          g.round(0, x, n, f.codes);
           std::fill(f.codes + n, f.codes + s.block, std::uint8_t{0});
         }
         sink(r, b, f);

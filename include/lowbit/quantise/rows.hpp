@@ -34,11 +34,7 @@ class row_kernel {
     kernel::quantise_args a = args_;
     a.row_begin = begin;
     a.row_end = end;
-#ifdef LOWBIT_ISA_UNITS
-    return kernel::best_unit().quantise_rows(a);
-#else
-    return kernel::quantise_rows<simd::native>(a);
-#endif
+    return LOWBIT_BEST_KERNEL(quantise_rows)(a);
   }
 
  private:

@@ -1,0 +1,123 @@
+// Merging an adapter into weights, and how much of it outlives their quantising again.
+//
+// W' = dequant(W) + s B A, on the base that the adapter was trained beside (QLoRA: Dettmers et al. 2023), is floats; any quantiser brings it to
+// any format from there. At few bits a weak adapter may vanish in that: its change of a weight is smaller than half a step of the grid, and
+// rounding to nearest takes every weight back to where it was. Error feedback keeps more of it, since what one weight loses moves the next.
+#pragma once
+
+#include <lowbit/calibration/hessian.hpp>
+#include <lowbit/core/error.hpp>
+#include <lowbit/matrix/low_rank.hpp>
+#include <lowbit/matrix/packed_matrix.hpp>
+
+#include <cmath>
+
+namespace lowbit {
+
+/// w += scale * B A. Sums in double, rounded once. Expects w of the factors' shape.
+template <executor E>
+void merge(const low_rank_factors& f, matrix_view<float> w, E& executor) {
+  LOWBIT_EXPECTS(w.rows == f.rows && w.cols == f.cols);
+  for_parts(executor, f.rows, 16, [&](std::size_t begin, std::size_t end) {
+    std::vector<double> row(f.cols);
+    for (std::size_t r = begin; r < end; ++r) {
+      std::fill(row.begin(), row.end(), 0.0);
+      for (std::size_t k = 0; k < f.rank; ++k) {
+        const double b = static_cast<double>(f.scale) * static_cast<double>(f.b[r * f.rank + k]);
+        for (std::size_t c = 0; c < f.cols; ++c) row[c] += b * static_cast<double>(f.a[k * f.cols + c]);
+      }
+      for (std::size_t c = 0; c < f.cols; ++c) w(r, c) = static_cast<float>(static_cast<double>(w(r, c)) + row[c]);
+    }
+  });
+}
+
+/// Several adapters of one matrix as one: their sum. Its rank is the sum of theirs, its scale 1. Expects equal shapes, and at least one.
+inline low_rank_factors sum_of(std::span<const low_rank_factors> all) {
+  LOWBIT_EXPECTS(!all.empty());
+  low_rank_factors sum{all[0].rows, all[0].cols, 0, {}, {}, 1.0f};
+  for (const low_rank_factors& f : all) {
+    LOWBIT_EXPECTS(f.rows == sum.rows && f.cols == sum.cols);
+    sum.rank += f.rank;
+    sum.a.insert(sum.a.end(), f.a.begin(), f.a.end());
+  }
+  for (std::size_t r = 0; r < sum.rows; ++r)
+    for (const low_rank_factors& f : all)
+      for (std::size_t k = 0; k < f.rank; ++k) sum.b.push_back(f.scale * f.b[r * f.rank + k]);
+  return sum;
+}
+
+/// What became of an adapter's effect on a layer's output. Δ = s B A is what it changes, Δ' what the quantised merged weights differ from
+/// the base by, and <M, N> = tr(M H Nᵀ): twice the mean over tokens of the products of M's and N's outputs; without a Hessian tr(M Nᵀ).
+struct survival {
+  double share = 1;        ///< <Δ', Δ> / <Δ, Δ>: 1 if all of it is there, 0 if none, whatever else changed; 1 for an adapter that does nothing
+  double noise = 0;        ///< |Δ' - Δ| / |Δ|: what else changed, in units of the effect; above 1 it is the larger of the two
+  bool by_inputs = false;  ///< a Hessian said what matters
+
+  /// Whether so much of the adapter is lost that it had better be kept beside the weights.
+  [[nodiscard]] bool is_weak(double least = 0.9) const noexcept { return !(share >= least); }
+};
+
+namespace detail {
+
+using float_rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+inline auto as_rows(matrix_view<const float> m) {
+  return Eigen::Map<const float_rows, 0, Eigen::OuterStride<>>(m.data, static_cast<Eigen::Index>(m.rows), static_cast<Eigen::Index>(m.cols),
+                                                               Eigen::OuterStride<>(static_cast<Eigen::Index>(m.stride)));
+}
+
+/// The Hessian's matrix where it says anything; empty: every channel counts alike.
+inline Eigen::MatrixXf metric_of(const hessian* h) {
+  if (h == nullptr || h->tokens() == 0) return {};
+  Eigen::MatrixXf m = h->matrix();
+  return m.allFinite() && m.trace() > 0 ? m : Eigen::MatrixXf();
+}
+
+}  // namespace detail
+
+/// `merged` is the base with the adapter in it, before it was quantised; `quantised` what came out, as floats. All [out, in]; `inputs`, of
+/// the layer's inputs, may be null. Where the inputs never meet the adapter, or are not finite, the measure is the one without them.
+template <executor E>
+survival measure_survival(matrix_view<const float> merged, matrix_view<const float> quantised, const low_rank_factors& f,
+                          const hessian* inputs, E& executor) {
+  LOWBIT_EXPECTS(merged.rows == f.rows && merged.cols == f.cols && quantised.rows == f.rows && quantised.cols == f.cols);
+  LOWBIT_EXPECTS(inputs == nullptr || inputs->channels() == f.cols);
+  const Eigen::MatrixXf metric = detail::metric_of(inputs);
+  const auto a = detail::as_rows(f.a_view()), b = detail::as_rows(f.b_view());
+  constexpr std::size_t chunk = 64;
+  struct sums {
+    double effect = 0, lost = 0, error = 0;  // <Δ, Δ>, <Δ' - Δ, Δ>, <Δ' - Δ, Δ' - Δ>
+  };
+  const auto measure = [&](const Eigen::MatrixXf& h) {
+    const detail::float_rows seen = h.size() != 0 ? detail::float_rows(a * h) : detail::float_rows(a);  // A H
+    std::vector<sums> parts(ceil_div(f.rows, chunk));
+    for_parts(executor, parts.size(), 1, [&](std::size_t begin, std::size_t end) {
+      for (std::size_t p = begin; p < end; ++p) {
+        const auto first = static_cast<Eigen::Index>(p * chunk), n = static_cast<Eigen::Index>(std::min(chunk, f.rows - p * chunk));
+        const detail::float_rows error = detail::as_rows(quantised).middleRows(first, n) - detail::as_rows(merged).middleRows(first, n);
+        const detail::float_rows scaled = b.middleRows(first, n) * f.scale, effect = scaled * a, effect_seen = scaled * seen;
+        parts[p].effect = effect.cast<double>().cwiseProduct(effect_seen.cast<double>()).sum();
+        parts[p].lost = error.cast<double>().cwiseProduct(effect_seen.cast<double>()).sum();
+        const detail::float_rows error_seen = h.size() != 0 ? detail::float_rows(error * h) : error;
+        parts[p].error = error.cast<double>().cwiseProduct(error_seen.cast<double>()).sum();
+      }
+    });
+    sums all;
+    for (const sums& s : parts) {
+      all.effect += s.effect;
+      all.lost += s.lost;
+      all.error += s.error;
+    }
+    return all;
+  };
+  sums s = measure(metric);
+  survival out;
+  out.by_inputs = metric.size() != 0 && s.effect > 0;
+  if (!out.by_inputs && metric.size() != 0) s = measure({});
+  if (!(s.effect > 0)) return out;
+  out.share = 1 + s.lost / s.effect;
+  out.noise = std::sqrt(std::max(0.0, s.error) / s.effect);
+  return out;
+}
+
+}  // namespace lowbit

@@ -1,0 +1,197 @@
+// Products with adapters against float64 sums over the decoded weights, on every unit.
+#include "../kernel/random_weights.hpp"
+
+#include <lowbit/adapt/adapted_product.hpp>
+#include <lowbit/format/registry.hpp>
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+
+using namespace lowbit;
+
+namespace {
+
+struct three_threads {
+  static constexpr std::size_t concurrency() { return 3; }
+  template <class F>
+  static void run(std::size_t n, F&& f) {
+    while (n-- > 0) f(n);
+  }
+};
+
+low_rank_factors factors(std::size_t rows, std::size_t cols, std::size_t rank, std::uint32_t seed) {
+  return {rows, cols, rank, test::random_activations(rank * cols, seed), test::random_activations(rows * rank, seed + 1), 0.3f};
+}
+
+/// Σ w x of a row, and the magnitudes that were added.
+struct sum64 {
+  double value = 0, terms = 0;
+  void add(double v, double magnitude) {
+    value += v;
+    terms += magnitude;
+  }
+};
+
+sum64 dot(const float* a, const float* b, std::size_t n) {
+  sum64 s;
+  for (std::size_t i = 0; i < n; ++i) s.add(static_cast<double>(a[i]) * b[i], std::fabs(static_cast<double>(a[i]) * b[i]));
+  return s;
+}
+
+/// s B (A x) of one output.
+sum64 adapted(const low_rank_factors& f, std::size_t row, const float* x) {
+  sum64 s;
+  for (std::size_t k = 0; k < f.rank; ++k) {
+    const sum64 inner = dot(&f.a[k * f.cols], x, f.cols);
+    const double b = static_cast<double>(f.scale) * f.b[row * f.rank + k];
+    s.add(b * inner.value, std::fabs(b) * inner.terms);
+  }
+  return s;
+}
+
+}  // namespace
+
+namespace {
+constexpr double a_rounding = 0x1p-11;  // of A to float16: 2^-12 where it is not below 2^-14 of its row's largest
+}  // namespace
+
+TEST_CASE("a token gets its own adapter's product or none, to the rounding of A and of float32 sums, on every unit") {
+  three_threads threads;
+  adapter_workspace space;
+  for (const format_spec* s : {&spec_of<f32>, &spec_of<q4_0>, &spec_of<q4_k>, &spec_of<nf4>, &spec_of<asymmetric<4, 128>>})
+    for (const std::size_t rows : {1u, 21u, 64u})
+      for (const std::size_t tokens : {1u, 4u, 14u}) {
+        CAPTURE(std::string(s->name));
+        CAPTURE(rows);
+        CAPTURE(tokens);
+        constexpr std::size_t cols = 256;
+        const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
+        std::vector<float> weights(rows * cols);
+        decode(w.view(), {weights.data(), rows, cols});
+        const auto x = test::random_activations(tokens * cols, 9);
+        const std::vector<low_rank_factors> all{factors(rows, cols, 1, 1), factors(rows, cols, 16, 3), factors(rows, cols, 23, 5)};
+        std::vector<std::uint32_t> chosen;
+        for (std::size_t t = 0; t < tokens; ++t) chosen.push_back(t % 5 == 4 ? no_adapter : static_cast<std::uint32_t>((t + 1) % 4));
+        for (const auto& u : kernel::linked_units()) {
+          if (!u.available) continue;
+          CAPTURE(std::string(u.name));
+          const panel_matrix panels = panel_matrix::from(w.view(), threads, *u.kernels);
+          std::vector<low_rank> ready;
+          for (const low_rank_factors& f : all) ready.push_back(low_rank::from(f, threads, *u.kernels));
+          const low_rank* const adapters[] = {&ready[0], &ready[1], &ready[2], nullptr};  // 3: the matrix is left alone
+          for (const bool one_for_all : {false, true}) {
+            std::vector<float> y(tokens * rows);
+            const adapted_product p{{{x.data(), tokens, cols}, &panels, {y.data(), tokens, rows}}, std::span(adapters).subspan(one_for_all)};
+            multiply(std::span(&p, 1), one_for_all ? std::span<const std::uint32_t>() : std::span<const std::uint32_t>(chosen), space, threads, precision::exact);
+            for (std::size_t t = 0; t < tokens; ++t)
+              for (std::size_t r = 0; r < rows; ++r) {
+                sum64 expected = dot(&weights[r * cols], &x[t * cols], cols);
+                expected.terms *= 3;  // scale and minimum are summed apart
+                const std::size_t n = one_for_all ? 1 : chosen[t];
+                double plus_terms = 0;
+                if (n < all.size()) {
+                  const sum64 plus = adapted(all[n], r, &x[t * cols]);
+                  expected.add(plus.value, plus.terms);
+                  plus_terms = plus.terms;
+                }
+                REQUIRE(std::fabs(y[t * rows + r] - expected.value) <= (cols + 40.0) * 0x1p-24 * expected.terms + a_rounding * plus_terms);
+              }
+            if (kernel::layout_of(*s).shape.has_int8()) {  // rounded activations enter the large product alone
+              std::vector<float> rounded(tokens * rows), without(tokens * rows);
+              adapted_product q = p;
+              q.base.y = {rounded.data(), tokens, rows};
+              multiply(std::span(&q, 1), one_for_all ? std::span<const std::uint32_t>() : std::span<const std::uint32_t>(chosen), space, threads);
+              multiply(p.base.x, panels, {without.data(), tokens, rows}, space.products);
+              for (std::size_t t = 0; t < tokens; ++t)
+                for (std::size_t r = 0; r < rows; ++r) {
+                  const std::size_t n = one_for_all ? 1 : chosen[t];
+                  const sum64 plus = n < all.size() ? adapted(all[n], r, &x[t * cols]) : sum64{};
+                  const double base = without[t * rows + r];
+                  REQUIRE(std::fabs(rounded[t * rows + r] - base - plus.value) <= (cols + 40.0) * 0x1p-24 * (plus.terms + std::fabs(base)) + a_rounding * plus.terms);
+                }
+            }
+          }
+        }
+      }
+}
+
+TEST_CASE("a gate and what it lets through have adapters of their own, and rows come from and go to lists") {
+  serial_executor serial;
+  adapter_workspace space;
+  constexpr std::size_t rows = 40, cols = 64, tokens = 5;
+  const packed_matrix up = test::random_blocks(spec_of<q8_0>, rows, cols, 1), gate = test::random_blocks(spec_of<q4_1>, rows, cols, 2);
+  const panel_matrix up_panels = panel_matrix::from(up.view(), serial), gate_panels = panel_matrix::from(gate.view(), serial);
+  std::vector<float> up_weights(rows * cols), gate_weights(rows * cols);
+  decode(up.view(), {up_weights.data(), rows, cols});
+  decode(gate.view(), {gate_weights.data(), rows, cols});
+  const low_rank_factors of_up = factors(rows, cols, 4, 3), of_gate = factors(rows, cols, 6, 5);
+  const low_rank up_adapter = low_rank::from(of_up, serial), gate_adapter = low_rank::from(of_gate, serial);
+  const low_rank *const up_adapters[] = {&up_adapter}, *const gate_adapters[] = {&gate_adapter};
+  auto x = test::random_activations((tokens + 2) * cols, 7);
+  for (float& v : x) v *= 0.01f;  // so that SiLU bends
+  const std::uint32_t from[] = {6, 0, 3, 3}, to[] = {4, 1, 0, 2}, chosen[] = {0, 0, no_adapter, 9, 0};
+  std::vector<float> y(tokens * rows, -7.0f);
+  const adapted_product p{{{x.data(), tokens + 2, cols}, &up_panels, {y.data(), tokens, rows}, &gate_panels, std::span<const std::uint32_t>(from), std::span<const std::uint32_t>(to)}, up_adapters, gate_adapters};
+  multiply(std::span(&p, 1), chosen, space, serial, precision::exact, scale_rows{std::vector<float>(rows, 2.0f).data()});
+  for (std::size_t r = 0; r < rows; ++r) CHECK(y[3 * rows + r] == -7.0f);
+  for (std::size_t i = 0; i < std::size(from); ++i)
+    for (std::size_t r = 0; r < rows; ++r) {
+      const float* const in = &x[from[i] * cols];
+      double u = dot(&up_weights[r * cols], in, cols).value, g = dot(&gate_weights[r * cols], in, cols).value;
+      if (chosen[to[i]] == 0) {
+        u += adapted(of_up, r, in).value;
+        g += adapted(of_gate, r, in).value;
+      }
+      const double expected = 2 * u * g / (1 + std::exp(-g));
+      CHECK(y[to[i] * rows + r] == doctest::Approx(expected).epsilon(1e-3));
+    }
+}
+
+TEST_CASE("products without adapters are the plain ones, bit for bit") {
+  serial_executor serial;
+  adapter_workspace space;
+  const packed_matrix w = test::random_blocks(spec_of<q4_0>, 33, 96, 1);
+  const panel_matrix panels = panel_matrix::from(w.view(), serial);
+  const auto x = test::random_activations(3 * 96, 2);
+  std::vector<float> y(3 * 33), plain(3 * 33);
+  const low_rank empty;
+  const low_rank* const none[] = {&empty, nullptr};
+  const std::uint32_t chosen[] = {0, 1, no_adapter};
+  const adapted_product p{{{x.data(), 3, 96}, &panels, {y.data(), 3, 33}}, none};
+  multiply(std::span(&p, 1), chosen, space, serial);
+  multiply({x.data(), 3, 96}, panels, {plain.data(), 3, 33}, space.products);
+  CHECK(y == plain);
+}
+
+TEST_CASE("an adapter of a batch of no tokens does nothing") {
+  serial_executor serial;
+  adapter_workspace space;
+  const packed_matrix w = test::random_blocks(spec_of<q4_0>, 16, 32, 1);
+  const panel_matrix panels = panel_matrix::from(w.view(), serial);
+  const low_rank l = low_rank::from(factors(16, 32, 2, 1), serial);
+  const low_rank* const adapters[] = {&l};
+  const adapted_product p{{{nullptr, 0, 32}, &panels, {nullptr, 0, 16}}, adapters};
+  multiply(std::span(&p, 1), {}, space, serial);
+}
+
+TEST_CASE("factors of any size run: what one of them lacks the other has") {
+  serial_executor serial;
+  adapter_workspace space;
+  low_rank_factors f = factors(16, 32, 2, 1);
+  for (float& v : f.a) v *= 0x1p100f;
+  for (float& v : f.b) v *= 0x1p-100f;
+  std::fill(f.a.begin() + 32, f.a.end(), 0.0f);
+  const packed_matrix w(spec_of<q4_0>, 16, 32);
+  const panel_matrix panels = panel_matrix::from(w.view(), serial);
+  const low_rank l = low_rank::from(f, serial);
+  const low_rank* const adapters[] = {&l};
+  const auto x = test::random_activations(32, 3);
+  std::vector<float> y(16);
+  const adapted_product p{{{x.data(), 1, 32}, &panels, {y.data(), 1, 16}}, adapters};
+  multiply(std::span(&p, 1), {}, space, serial);
+  for (std::size_t r = 0; r < 16; ++r) {
+    const sum64 expected = adapted(f, r, x.data());
+    CHECK(std::fabs(y[r] - expected.value) <= 2 * a_rounding * expected.terms);
+  }
+}
