@@ -36,7 +36,6 @@ llm::checkpoint with_weights(llm::checkpoint model, std::vector<lowbit::packed_m
     t.bytes = w->bytes().size();
     t.read = [kept, w]() -> lowbit::result<llm::weights> { return llm::weights{w->view()}; };
     t.read_rows = {};
-    t.forget = {};
   }
   return model;
 }

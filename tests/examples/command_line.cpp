@@ -28,7 +28,7 @@ std::string stopped_at(const std::string& pattern, const std::string& signal) {
 
 TEST_CASE("every subcommand explains itself") {
   CHECK(run("--help").code == 0);
-  for (const char* command : {"inspect", "verify", "quantise", "merge", "evaluate", "generate", "compare"}) {
+  for (const char* command : {"inspect", "verify", "quantise", "convert", "merge", "evaluate", "generate", "compare"}) {
     const outcome o = run(std::string{command} + " --help");
     CHECK(o.code == 0);
     CHECK(o.out.find("--threads") != std::string::npos);
@@ -221,6 +221,62 @@ TEST_CASE("quantise, inspect, evaluate, generate and compare speak JSON") {
   CHECK(table[2]["save_as"] == "bitsandbytes");
   CHECK(table[3]["save_as"].is_null());
   CHECK(table[3]["kl_mean"].get<double>() > table[1]["kl_mean"].get<double>());
+}
+
+TEST_CASE("convert gives every tensor a verdict, and with --exact-only writes nothing that would have to be quantised anew") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), packed = folder / "packed", normal = folder / "normal";
+  REQUIRE(run("convert " + model + " " + packed + " --to compressed-tensors --format s4_g32").code == 0);
+  REQUIRE(run("convert " + model + " " + normal + " --to bitsandbytes --format nf4").code == 0);
+  const auto verdicts = [&](const std::string& arguments) {
+    const outcome o = run("convert --json " + arguments);
+    CAPTURE(o.err);
+    REQUIRE(o.code == 0);
+    return nlohmann::json::parse(o.out);
+  };
+  const auto of = [](const nlohmann::json& all, const std::string& tensor) {
+    for (const auto& t : all["tensors"])
+      if (t["tensor"] == tensor) return t;
+    return nlohmann::json();
+  };
+  const auto kept = verdicts(packed + " " + folder / "gptq" + " --to gptq --exact-only");
+  CHECK(kept["exact"] == true);
+  CHECK(kept["target"] == "gptq");
+  REQUIRE(kept["tensors"].size() == 20);
+  for (const auto& t : kept["tensors"]) {
+    CHECK(t["verdict"] == "exact");
+    CHECK(t["relative_error"] == 0.0);
+  }
+  const auto moved = verdicts(packed + " " + folder / "m.gguf" + " --to gguf --exact-only");
+  CHECK(of(moved, "blk.1.attn_q.weight")["verdict"] == "exact after permutation");
+  CHECK(of(moved, "blk.1.attn_v.weight")["verdict"] == "exact");
+  CHECK(of(moved, "blk.1.attn_v.weight")["to"] == "q4_0");
+  CHECK(moved["file_bytes"] == std::filesystem::file_size(folder / "m.gguf"));
+
+  // NF4's table is not one of GGUF's.
+  check_refused("convert " + normal + " " + folder / "n.gguf" + " --to gguf --exact-only", {"blk.0.", "nf4", "has no exact form in gguf", "relative error", "nothing was written"});
+  CHECK(!std::filesystem::exists(folder / "n.gguf"));
+  const auto anew = verdicts(normal + " " + folder / "n.gguf" + " --to gguf --format q4_k");  // 128 columns: falls back to q5_0
+  CHECK(anew["exact"] == false);
+  const auto down = of(anew, "blk.0.ffn_down.weight");
+  CHECK(down["verdict"] == "re-quantised");
+  CHECK(down["codes_kept"] == false);
+  CHECK(down["relative_error"].get<double>() > 0.001);
+  CHECK(down["relative_error"].get<double>() < 0.1);
+  // As text: a line for each tensor, an empty one, and the sum.
+  const outcome text = run("convert " + normal + " " + folder / "n8.gguf" + " --to gguf --format q8_0");
+  CHECK(text.code == 0);
+  CHECK(lines(text.out) == 20 + 2);
+  CHECK(text.out.find("re-quantised, relative error ") != std::string::npos);
+  CHECK(text.out.find("15 re-quantised") != std::string::npos);  // the embedding is one of them
+
+  check_refused("convert " + packed + " " + folder / "x", {"--to"});
+  check_refused("convert " + packed + " " + folder / "x" + " --to nowhere", {"nowhere", "gptq_v2", "compressed-tensors"});
+  check_refused("convert " + packed + " " + folder / "x" + " --to gptq --format q9_9", {"q9_9"});
+  check_refused("convert " + packed + " " + folder / "x" + " --to gguf --format nf4", {"GGUF does not hold nf4"});
+  check_refused("convert " + packed + " " + normal + " --to gptq", {"normal", "exists already"});
+  check_refused("convert " + folder / "missing" + " " + folder / "x" + " --to gptq", {"missing"});
+  CHECK(!std::filesystem::exists(folder / "x"));
 }
 
 TEST_CASE("quantise needs memory for the largest tensor, not for the model, and leaves nothing when it is stopped") {

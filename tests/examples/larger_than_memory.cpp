@@ -1,13 +1,18 @@
-// A model larger than the memory that a process may have is quantised all the same: a sparse file of 3 GB under a limit of 400 MB.
+// Models larger than the memory that a process may have are quantised all the same: sparse files of gigabytes under a limit of 400 MB.
 #include "../io/files.hpp"
+#include "files/names.hpp"
+#include "tiny_model.hpp"
 
 #include <lowbit/core/bits.hpp>
 #include <lowbit/io/gguf.hpp>
+
+#include <nlohmann/json.hpp>
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool instrumented = true;
@@ -28,21 +33,41 @@ void put_key(std::string& s, const std::string& name, std::int32_t type, T value
   put(s, value);
 }
 
-/// Writes a Llama of zeros, float32, but for 128 ones at the end of the embedding. Returns its size.
-std::size_t write_sparse_model(const std::filesystem::path& path) {
-  constexpr std::uint32_t hidden = 4096, intermediate = 14336, vocabulary = 131072, heads = 32, kv_heads = 8;
-  struct shape { std::string name; std::uint64_t cols, rows; };  // rows 0: a vector
-  const std::vector<shape> tensors{{"token_embd.weight", hidden, vocabulary}, {"output_norm.weight", hidden, 0}, {"blk.0.attn_norm.weight", hidden, 0},
-                                   {"blk.0.attn_q.weight", hidden, hidden}, {"blk.0.attn_k.weight", hidden, hidden / 4}, {"blk.0.attn_v.weight", hidden, hidden / 4},
-                                   {"blk.0.attn_output.weight", hidden, hidden}, {"blk.0.ffn_norm.weight", hidden, 0}, {"blk.0.ffn_gate.weight", hidden, intermediate},
-                                   {"blk.0.ffn_up.weight", hidden, intermediate}, {"blk.0.ffn_down.weight", intermediate, hidden}};
+constexpr std::uint32_t hidden = 4096, intermediate = 14336, heads = 32, kv_heads = 8, positions = 128;
+
+struct shape { std::string name; std::uint64_t cols, rows; };  // rows 0: a vector
+std::uint64_t floats_of(const shape& t) { return t.cols * std::max<std::uint64_t>(1, t.rows); }
+
+/// A Llama of one layer, in GGUF's names.
+std::vector<shape> shapes(std::uint64_t vocabulary) {
+  return {{"token_embd.weight", hidden, vocabulary}, {"output_norm.weight", hidden, 0}, {"blk.0.attn_norm.weight", hidden, 0},
+          {"blk.0.attn_q.weight", hidden, hidden}, {"blk.0.attn_k.weight", hidden, hidden / 4}, {"blk.0.attn_v.weight", hidden, hidden / 4},
+          {"blk.0.attn_output.weight", hidden, hidden}, {"blk.0.ffn_norm.weight", hidden, 0}, {"blk.0.ffn_gate.weight", hidden, intermediate},
+          {"blk.0.ffn_up.weight", hidden, intermediate}, {"blk.0.ffn_down.weight", intermediate, hidden}};
+}
+
+/// A file of zeros, float32, after `head`, but for 128 ones at the end of the first tensor, the embedding. Returns its size.
+std::size_t write_sparse(const std::filesystem::path& path, const std::string& head, std::uint64_t vocabulary, std::uint64_t more_floats = 0) {
+  write_all(path, head);
+  std::uint64_t floats = more_floats;
+  for (const shape& t : shapes(vocabulary)) floats += floats_of(t);
+  const std::size_t size = head.size() + floats * sizeof(float);
+  std::filesystem::resize_file(path, size);
+  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
+  const std::vector<float> ones(128, 1.0f);
+  file.seekp(static_cast<std::streamoff>(head.size() + (hidden * vocabulary - ones.size()) * sizeof(float)));
+  file.write(reinterpret_cast<const char*>(ones.data()), static_cast<std::streamsize>(ones.size() * sizeof(float)));
+  return size;
+}
+
+std::size_t write_gguf(const std::filesystem::path& path, std::uint64_t vocabulary) {
   std::string keys;
   std::uint64_t count = 0;
   const auto number = [&](const std::string& name, std::uint32_t v) { ++count, put_key(keys, name, 4, v); };
   const auto text = [&](const std::string& name, const std::string& v) { ++count, put_string(keys, name), put<std::int32_t>(keys, 8), put_string(keys, v); };
   text("general.architecture", "llama");
   number("llama.block_count", 1);
-  number("llama.context_length", 128);
+  number("llama.context_length", positions);
   number("llama.embedding_length", hidden);
   number("llama.feed_forward_length", intermediate);
   number("llama.attention.head_count", heads);
@@ -52,6 +77,7 @@ std::size_t write_sparse_model(const std::filesystem::path& path) {
   text("tokenizer.ggml.pre", "gpt-2");
   ++count, put_string(keys, "tokenizer.ggml.tokens"), put<std::int32_t>(keys, 9), put<std::int32_t>(keys, 8), put<std::uint64_t>(keys, 1), put_string(keys, "a");
 
+  const std::vector<shape> tensors = shapes(vocabulary);
   std::string head = "GGUF";
   put<std::uint32_t>(head, 3);
   put<std::uint64_t>(head, tensors.size());
@@ -65,29 +91,44 @@ std::size_t write_sparse_model(const std::filesystem::path& path) {
     if (t.rows != 0) put(head, t.rows);
     put<std::uint32_t>(head, 0);
     put(head, offset);
-    offset += t.cols * std::max<std::uint64_t>(1, t.rows) * sizeof(float);
+    offset += floats_of(t) * sizeof(float);
   }
   head.resize(lowbit::round_up(head.size(), 32), '\0');
-  write_all(path, head);
-  std::filesystem::resize_file(path, head.size() + offset);
-  std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
-  const std::vector<float> ones(128, 1.0f);
-  file.seekp(static_cast<std::streamoff>(head.size() + std::uint64_t{hidden} * vocabulary * sizeof(float) - ones.size() * sizeof(float)));
-  file.write(reinterpret_cast<const char*>(ones.data()), static_cast<std::streamsize>(ones.size() * sizeof(float)));
-  return head.size() + offset;
+  return write_sparse(path, head, vocabulary);
 }
 
-}  // namespace
+std::size_t write_llama2c(const std::filesystem::path& path, std::int32_t vocabulary) {
+  std::string head;
+  for (const std::uint32_t h : {hidden, intermediate, 1u, heads, kv_heads, static_cast<std::uint32_t>(vocabulary), positions}) put(head, h);
+  write_all(path.parent_path() / (path.stem().string() + "-tok.bin"), tiny_tokeniser(vocabulary));
+  return write_sparse(path, head, static_cast<std::uint64_t>(vocabulary), positions * (hidden / heads));
+}
 
-TEST_CASE("3 GB are quantised in 400 MB of address space") {
-  if (instrumented) return;  // the sanitiser itself takes terabytes of addresses
-  const scratch_folder folder;
-  const std::size_t size = write_sparse_model(folder / "large.gguf");
-  REQUIRE(size > 3'000'000'000u);
-  const std::string command = "ulimit -v 400000 && \"" LOWBIT_CLI "\" quantise --threads 1 --format q1_0 " + (folder / "large.gguf").string() + " " +
-                              (folder / "small.gguf").string() + " > /dev/null";
+/// A Hugging Face folder, from that of a small model.
+std::size_t write_folder(const std::filesystem::path& path, std::uint64_t vocabulary) {
+  auto config = nlohmann::json::parse(std::ifstream(path / "config.json"));
+  for (const auto& [key, value] : {std::pair<const char*, std::uint64_t>{"vocab_size", vocabulary}, {"hidden_size", hidden}, {"intermediate_size", intermediate},
+                                   {"num_hidden_layers", 1}, {"num_attention_heads", heads}, {"num_key_value_heads", kv_heads}, {"head_dim", hidden / heads}})
+    config[key] = value;
+  write_all(path / "config.json", config.dump());
+  nlohmann::json header;
+  std::uint64_t offset = 0;
+  for (const shape& t : shapes(vocabulary)) {
+    const std::uint64_t begin = std::exchange(offset, offset + floats_of(t) * sizeof(float));
+    header[llm::hf_name(t.name).value()] = {{"dtype", "F32"}, {"shape", t.rows == 0 ? nlohmann::json{t.cols} : nlohmann::json{t.rows, t.cols}}, {"data_offsets", {begin, offset}}};
+  }
+  std::string head;
+  put_string(head, header.dump());
+  return write_sparse(path / "model.safetensors", head, vocabulary);
+}
+
+/// Quantises in 400 MB of address space, and looks at what became of the embedding's end.
+void check_quantised(const std::filesystem::path& model, std::size_t size, const std::filesystem::path& small) {
+  CAPTURE(model.string());
+  REQUIRE(size > 4 * std::size_t{400'000'000});
+  const std::string command = "ulimit -v 400000 && \"" LOWBIT_CLI "\" quantise --threads 1 --format q1_0 " + model.string() + " " + small.string() + " > /dev/null";
   REQUIRE(std::system(command.c_str()) == 0);
-  const auto file = lowbit::mapped_file::open(folder / "small.gguf");
+  const auto file = lowbit::mapped_file::open(small);
   REQUIRE(file);
   const auto content = lowbit::read_gguf(file->bytes());
   REQUIRE(content);
@@ -98,4 +139,17 @@ TEST_CASE("3 GB are quantised in 400 MB of address space") {
   CHECK(block(1)[1] == 0x3c);  // the mean magnitude, 1
   for (std::size_t i = 2; i < 18; ++i) CHECK(block(1)[i] == 0xff);
   CHECK(block(2)[1] == 0);
+}
+
+}  // namespace
+
+TEST_CASE("models of gigabytes are quantised in 400 MB of address space, whatever their files") {
+  if (instrumented) return;  // the sanitiser itself takes terabytes of addresses
+  const scratch_folder folder;
+  check_quantised(folder / "large.gguf", write_gguf(folder / "large.gguf", 131072), folder / "gguf.gguf");
+  check_quantised(folder / "large.bin", write_llama2c(folder / "large.bin", 49152), folder / "bin.gguf");
+  write_all(folder / "tiny.bin", tiny_checkpoint({}));
+  write_all(folder / "tiny-tok.bin", tiny_tokeniser(270));
+  REQUIRE(std::system(("\"" LOWBIT_CLI "\" convert --to hf " + (folder / "tiny.bin").string() + " " + (folder / "hf").string() + " > /dev/null").c_str()) == 0);
+  check_quantised(folder / "hf", write_folder(folder / "hf", 49152), folder / "hf.gguf");
 }

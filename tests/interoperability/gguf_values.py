@@ -10,7 +10,7 @@ executable, model = arguments()
 
 with Folder() as folder:
     source = float_model(executable, model, folder)
-    for form in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "f16", "bf16"):
+    for form in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "f16", "bf16"):
         file = folder / f"{form}.gguf"
         lowbit(executable, "quantise", source, file, "--format", form)
         # To plain floats and back to GGUF: names and rows as in the file.
@@ -34,4 +34,4 @@ with Folder() as folder:
             seen += 1
         if seen < 8:
             raise SystemExit(f"{form}: only {seen} tensors were compared")
-print(f"gguf {importlib.metadata.version('gguf')}, safetensors {safetensors.__version__}: 19 types")
+print(f"gguf {importlib.metadata.version('gguf')}, safetensors {safetensors.__version__}: 18 types")

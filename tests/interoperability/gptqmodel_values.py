@@ -2,8 +2,10 @@
 
 Needs gptqmodel's Python only, none of its compiled extensions.
 """
+import os
 from types import SimpleNamespace
 
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # its modules would compile themselves, for minutes
 from common import Folder, arguments, float_model, floats_of, is_matrix, load, lowbit, same, tool, write_model
 
 torch = tool("torch")

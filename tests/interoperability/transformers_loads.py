@@ -28,7 +28,7 @@ with Folder() as folder:
     ran = []
     for layout, form in (("hf", None), ("bitsandbytes", "nf4"), ("bitsandbytes", "fp4"), ("bitsandbytes-nested", "nf4"), ("bitsandbytes-int8", None),
                          ("compressed-tensors", "s4_g128"), ("compressed-tensors", "u4_g64"), ("compressed-tensors", "s8_g64"), ("compressed-tensors-int", "s8_g64"),
-                         ("compressed-tensors-nvfp4", None), ("compressed-tensors-mxfp4", None), ("mxfp4", None)):
+                         ("compressed-tensors-nvfp4", None), ("compressed-tensors-mxfp4", None)):
         out = folder / "-".join(filter(None, (layout, form)))
         lowbit(executable, "convert", source, out, "--to", layout, *(["--format", form] if form else []))
         try:
@@ -37,7 +37,8 @@ with Folder() as folder:
             print(f"not run: {out.name} ({type(error).__name__}: {str(error).splitlines()[0]})")
             continue
         ours = json.loads(lowbit(executable, "evaluate", out, "--text", folder / "text.txt", "--exact", "--json"))["perplexity"]
-        if not abs(theirs - ours) < 1e-3 * ours:
+        # (bitsandbytes rounds the activations of LLM.int8 to 8 bits; lowbit was told not to.)
+        if not abs(theirs - ours) < (1e-2 if "int8" in layout else 1e-3) * ours:
             raise SystemExit(f"{out.name}: transformers has perplexity {theirs}, lowbit {ours}")
         ran.append(out.name)
 print(f"transformers {transformers.__version__} with torch {torch.__version__}: {', '.join(ran)}")

@@ -431,7 +431,7 @@ TEST_CASE("bitsandbytes: every block size and shape is read as its definition sa
 TEST_CASE("nested scales are within half a step of the map, and read back as they were chosen") {
   const auto map = bitsandbytes_dynamic_map();
   CHECK(map[0] == doctest::Approx(-0.99296875));
-  // Two of those that create_dynamic_map() of bitsandbytes 0.50.2 (torch 2.15.0) has, where unfused arithmetic is a unit too low or high.
+  // As create_dynamic_map() of bitsandbytes 0.50.2 has it (torch 2.15.0); unfused arithmetic is a unit off.
   CHECK(map[18] == -0.7398437f);
   CHECK(map[255] == 1.0f);
   CHECK(std::is_sorted(map.begin(), map.end()));

@@ -95,9 +95,16 @@ TEST_CASE("what is written is read back, widest types first") {
   REQUIRE(w->commit());
   const auto model = safetensors_model::open(folder / "m.safetensors");
   REQUIRE_MESSAGE(model, model.error().message);
-  CHECK(model->find("c")->data[2] == 13);
-  CHECK(model->find("b")->data[0] == 9);
-  CHECK((reinterpret_cast<std::uintptr_t>(model->find("a")->data.data()) % 8) == 0);
+  safetensors_parts parts(*model);
+  CHECK(parts.find("c")->data[2] == 13);
+  CHECK(parts.find("b")->data[0] == 9);
+  CHECK(parts.find("c") == parts.find("c"));
+  CHECK(parts.find("d") == nullptr);
+  CHECK(parts.find("empty")->data.empty());
+  CHECK(!parts.failed());
+  CHECK((reinterpret_cast<std::uintptr_t>(parts.find("a")->data.data()) % 8) == 0);
+  CHECK(model->find("a")->bytes == 8);
+  CHECK(model->map(*model->find("a"), 3, 2)->bytes()[0] == 4);
 }
 
 TEST_CASE("shards are read through their index, which cannot name files elsewhere") {

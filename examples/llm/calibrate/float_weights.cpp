@@ -15,7 +15,6 @@ lowbit::result<matrix> float_weights::read(const std::string& name) const {
   const lowbit::packed_view w = source->view();
   matrix out(w.rows, w.cols);
   std::memcpy(out.row(0), w.data, w.size_bytes());
-  if (t.forget) t.forget();
   return out;
 }
 

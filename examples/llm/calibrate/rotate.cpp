@@ -36,7 +36,6 @@ lowbit::result<lowbit::packed_matrix> floats_of(const tensor& t, thread_pool& th
   if (lowbit::status finite = check_finite(t.name, from, threads); !finite) return std::move(finite).error();
   lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, from.rows, from.cols};
   lowbit::dequantise(from, {reinterpret_cast<float*>(out.bytes().data()), from.rows, from.cols}, threads);
-  if (t.forget) t.forget();
   return out;
 }
 
@@ -85,7 +84,6 @@ checkpoint rotated(checkpoint model, std::uint64_t seed, thread_pool& threads) {
     t.bytes = t.rows * t.cols * sizeof(float);
     t.read = [plan, source, name = t.name] { return rotate(*plan, *source, name); };
     t.read_rows = nullptr;
-    t.forget = nullptr;
   }
   return out;
 }

@@ -57,7 +57,7 @@ lowbit::result<contents> read_safetensors_path(const std::string& path) {
   const auto model = lowbit::safetensors_model::open(path);
   if (!model) return lowbit::failure{model.error().kind, model.error().message};
   contents c{"safetensors", json::object(), {}};
-  for (const lowbit::safetensor& t : model->tensors()) c.tensors.push_back({t.name, t.dtype, t.shape, t.data.size()});
+  for (const auto& t : model->tensors()) c.tensors.push_back({t.name, t.dtype, t.shape, t.bytes});
   return c;
 }
 

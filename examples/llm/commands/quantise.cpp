@@ -54,7 +54,6 @@ lowbit::result<std::uint64_t> hash_of(const checkpoint& model, lowbit::format_id
     h.add(t.name);
     h.add(static_cast<std::uint64_t>(target_format(t, format)));
     h.add({w->view().data, w->view().size_bytes()});
-    if (t.forget) t.forget();
   }
   return h.value();
 }

@@ -32,8 +32,7 @@ struct subject {
   std::size_t bytes = 0;
   const lowbit::format_spec* spec = nullptr;    // null: integers and other types without weights
   std::size_t rows = 0, cols = 0;
-  std::function<lowbit::result<lowbit::mapped_file>(std::size_t first, std::size_t bytes)> map;  // empty: `data` has them
-  std::span<const std::uint8_t> data;
+  std::function<lowbit::result<lowbit::mapped_file>(std::size_t first, std::size_t bytes)> map;
 };
 
 struct verdict {
@@ -75,11 +74,11 @@ lowbit::result<std::vector<subject>> open_safetensors_subjects(const std::string
   if (!opened) return std::move(opened).error();
   const auto model = std::make_shared<const lowbit::safetensors_model>(*std::move(opened));
   std::vector<subject> all;
-  for (const lowbit::safetensor& t : model->tensors()) {
-    subject s{t.name, t.dtype, t.shape, t.data.size(), format_of_dtype(t.dtype), 1, 1, {}, t.data};
+  for (const lowbit::safetensors_model::tensor& t : model->tensors()) {
+    subject s{t.name, t.dtype, t.shape, t.bytes, format_of_dtype(t.dtype), 1, 1, {}};
     if (!t.shape.empty()) s.cols = static_cast<std::size_t>(t.shape.back());
     for (std::size_t i = 0; i + 1 < t.shape.size(); ++i) s.rows *= static_cast<std::size_t>(t.shape[i]);
-    s.map = [model](std::size_t, std::size_t) -> lowbit::result<lowbit::mapped_file> { return lowbit::mapped_file{}; };
+    s.map = [model, &t](std::size_t first, std::size_t bytes) { return model->map(t, first, bytes); };
     all.push_back(std::move(s));
   }
   return all;
@@ -95,7 +94,7 @@ lowbit::result<verdict> examine(const subject& s) {
     const std::size_t bytes = std::min(step, s.bytes - at);
     auto part = s.map(at, bytes);
     if (!part) return std::move(part).error();
-    const auto data = s.data.empty() ? part->bytes() : s.data.subspan(at, bytes);
+    const auto data = part->bytes();
     hash.update(data);
     if (s.spec != nullptr) v.found.append(lowbit::find_in_weights({s.spec, bytes / row, s.cols, data.data()}), at / row);
   }

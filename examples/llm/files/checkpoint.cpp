@@ -9,10 +9,16 @@
 
 namespace llm {
 
-tensor mapped_tensor(std::string name, bool is_vector, lowbit::packed_view view, std::shared_ptr<const lowbit::mapped_file> file) {
-  tensor t{std::move(name), is_vector, view.rows, view.cols, view.spec, view.size_bytes(), {}, {}};
-  t.read = [view, file]() -> lowbit::result<weights> { return weights{view}; };
-  t.forget = [view, file] { file->release({view.data, view.size_bytes()}); };
+tensor mapped_tensor(std::string name, bool is_vector, std::size_t rows, std::size_t cols, const lowbit::format_spec& spec, mapper map, double factor) {
+  tensor t{std::move(name), is_vector, rows, cols, &spec, rows * spec.row_bytes(cols), {}};
+  t.read_rows = [map = std::move(map), &spec, cols, factor](std::size_t first, std::size_t count) -> lowbit::result<weights> {
+    const std::size_t row = spec.row_bytes(cols);
+    auto part = map(first * row, count * row);
+    if (!part) return std::move(part).error();
+    const lowbit::packed_view view{&spec, count, cols, part->bytes().data(), nullptr, factor};
+    return weights{view, *std::move(part)};
+  };
+  t.read = [read_rows = t.read_rows, rows] { return read_rows(0, rows); };
   return t;
 }
 

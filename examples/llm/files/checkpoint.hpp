@@ -20,11 +20,11 @@
 
 namespace llm {
 
-/// Weights that a file maps, or that memory owns.
+/// Weights that a file maps, that memory owns, or that somebody else keeps.
 class weights {
  public:
   weights() = default;
-  explicit weights(lowbit::packed_view mapped) : view_(mapped) {}
+  explicit weights(lowbit::packed_view kept) : view_(kept) {}
   weights(lowbit::packed_view view, lowbit::mapped_file part) : mapped_(std::move(part)), view_(view) {}
   explicit weights(lowbit::packed_matrix owned) : owned_(std::move(owned)), view_(owned_.view()) {}
   [[nodiscard]] const lowbit::packed_view& view() const noexcept { return view_; }
@@ -43,7 +43,6 @@ struct tensor {
   const lowbit::format_spec* spec = nullptr;
   std::size_t bytes = 0;                   ///< in its file
   std::function<lowbit::result<weights>()> read;
-  std::function<void()> forget;            ///< lets the system drop the file's pages after use; may be empty
   std::size_t first_row = 0;               ///< of these rows in the whole tensor
   std::function<lowbit::result<weights>(std::size_t first, std::size_t count)> read_rows{};  ///< a part of them; may be empty
   std::optional<lowbit::format_id> wanted{};  ///< the format that it is to get; nothing: that of the whole model
@@ -72,8 +71,11 @@ struct checkpoint {
   }
 };
 
-/// A tensor that lies in a file as it is.
-tensor mapped_tensor(std::string name, bool is_vector, lowbit::packed_view view, std::shared_ptr<const lowbit::mapped_file> file);
+/// Maps some of a tensor's bytes.
+using mapper = std::function<lowbit::result<lowbit::mapped_file>(std::size_t first, std::size_t bytes)>;
+
+/// A tensor that lies in a file as it is; `factor` multiplies its values.
+tensor mapped_tensor(std::string name, bool is_vector, std::size_t rows, std::size_t cols, const lowbit::format_spec& spec, mapper map, double factor = 1.0);
 
 /// Opens a model: a .gguf file, a folder with config.json and safetensors, or llama2.c's .bin with its tokenizer beside it or
 /// named by `tokeniser_path`.

@@ -336,10 +336,8 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
   }
   for (std::size_t i = 0; i < model.tensors.size(); ++i)
     if (p.steps_[i].heads || !p.steps_[i].rows.empty()) model.tensors[i].read_rows = nullptr;  // rows that move are only there all together
-  for (const tensor& t : model.tensors) {
+  for (const tensor& t : model.tensors)
     if (lowbit::status s = p.decide(t, how, threads); !s) return std::move(s).error();
-    if (t.forget) t.forget();
-  }
   model.config.rope = p.order_;
   return p;
 }

@@ -130,23 +130,17 @@ lowbit::result<checkpoint> open_gguf(const std::string& path) {
       if (!stored) return in_file(stored.error());
       factor = *stored;
     }
-    const auto read_rows = [model, &t, &spec, cols, factor](std::size_t first, std::size_t count) -> lowbit::result<weights> {
-      const std::size_t row = spec.row_bytes(cols);
-      auto part = model->map(t, first * row, count * row);
-      if (!part) return std::move(part).error();
-      const lowbit::packed_view view{&spec, count, cols, part->bytes().data(), nullptr, factor};
-      return weights{view, *std::move(part)};
-    };
+    tensor out = mapped_tensor(t.name, is_vector, rows, cols, spec, [model, &t](std::size_t first, std::size_t bytes) { return model->map(t, first, bytes); }, factor);
     if (t.name == "rope_freqs.weight") {
       if (!is_vector || cols != c.config.head_dim / 2 || !spec.is_float()) return in_file({errc::shape, "rope_freqs.weight has another shape than RoPE"});
-      const auto divisors = read_rows(0, 1);
+      const auto divisors = out.read();
       if (!divisors) return in_file(divisors.error());
       c.config.rope_divisors.resize(cols);
       lowbit::decode(divisors->view(), {c.config.rope_divisors.data(), 1, cols});
       continue;
     }
     if (t.name == "token_embd.weight") c.config.vocabulary = rows;
-    c.tensors.push_back({t.name, is_vector, rows, cols, &spec, t.bytes, [read_rows, rows] { return read_rows(0, rows); }, {}, 0, read_rows});
+    c.tensors.push_back(std::move(out));
   }
   if (lowbit::status valid = check(c.config); !valid) return in_file(valid.error());
   c.metadata = model->metadata();

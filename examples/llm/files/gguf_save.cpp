@@ -99,7 +99,6 @@ lowbit::result<std::size_t> write_tensors(lowbit::result<Writer> writer, const c
       const auto stored = static_cast<float>(factor);
       if (auto s = append_floats({&stored, 1}); !s) return std::move(s).error();
     }
-    if (t.forget) t.forget();
   }
   const std::size_t bytes = writer->written();
   if (auto s = writer->commit(); !s) return std::move(s).error();

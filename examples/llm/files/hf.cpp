@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 
 namespace llm {
 namespace {
@@ -45,6 +46,14 @@ lowbit::result<lowbit::quantisation_config> read_quantisation(const fs::path& fo
   return settings;
 }
 
+// A quantised weight, or nothing where there is none; a failure too where the system did not map its tensors.
+std::optional<lowbit::result<lowbit::checkpoint_weight>> find_quantised(lowbit::safetensors_parts& parts, const std::string& module,
+                                                                        const lowbit::quantisation_config& settings) {
+  auto w = lowbit::find_weight([&](const std::string& name) { return parts.find(name); }, module, settings);
+  if (parts.failed()) return *parts.failed();
+  return w;
+}
+
 }  // namespace
 
 lowbit::result<checkpoint> open_hf(const std::string& folder) {
@@ -77,52 +86,57 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
   c.config = *std::move(numbers);
   c.words = *std::move(words);
   const bool tied = config->value("tie_word_embeddings", false);
-  const auto quantisation = read_quantisation(path, *config);
-  if (!quantisation) return quantisation.error();
+  auto read_settings = read_quantisation(path, *config);
+  if (!read_settings) return std::move(read_settings).error();
+  const auto quantisation = std::make_shared<const lowbit::quantisation_config>(*std::move(read_settings));
   c.folder = folder;
-  const auto find = [&](const std::string& name) { return model->find(name); };
-  for (const lowbit::safetensor& t : model->tensors()) {
+  for (const lowbit::safetensors_model::tensor& t : model->tensors()) {
     const auto fail = [&](lowbit::errc kind, const std::string& what) {
       return lowbit::failure{kind, folder + ": tensor " + t.name + ' ' + what};
     };
     if (t.name.ends_with(".rotary_emb.inv_freq") || (tied && t.name.starts_with("lm_head."))) continue;  // computed; a copy
     if (lowbit::is_checkpoint_part(t.name)) continue;
     if (t.name.ends_with(".bias")) {  // some GPTQ tools write biases of zeros for layers that have none
-      if (std::any_of(t.data.begin(), t.data.end(), [](std::uint8_t b) { return b != 0; })) return fail(lowbit::errc::unsupported, "is a bias, which is not supported");
+      const auto data = model->map(t);
+      if (!data) return data.error();
+      if (std::any_of(data->bytes().begin(), data->bytes().end(), [](std::uint8_t b) { return b != 0; })) return fail(lowbit::errc::unsupported, "is a bias, which is not supported");
       continue;
     }
-    const auto module = lowbit::module_with_codes(t.name);
+    // Floats are no codes, and not mapped here, unless bitsandbytes keeps its bytes under a float's type (quant_storage).
+    const lowbit::format_spec* const spec = float_format(t.dtype);
+    const bool may_be_codes = spec == nullptr || model->find(t.name + ".quant_state.bitsandbytes__nf4") != nullptr ||
+                              model->find(t.name + ".quant_state.bitsandbytes__fp4") != nullptr;
+    const auto module = may_be_codes ? lowbit::module_with_codes(t.name) : std::nullopt;
     const auto name = gguf_name(module ? *module + ".weight" : t.name);
     if (!name) return fail(lowbit::errc::unsupported, "is not part of a Llama");
-    if (module)
-      if (auto quantised = lowbit::find_weight(find, *module, *quantisation)) {
-        if (!*quantised) return lowbit::failure{quantised->error().kind, folder + ": " + quantised->error().message};
-        const auto w = std::make_shared<const lowbit::checkpoint_weight>(**std::move(quantised));
-        if (!w->warning.empty()) c.warnings.push_back(w->warning);
-        c.layout = w->family != nullptr ? w->family->name : "bitsandbytes";
-        tensor out{*name, false, w->rows, w->cols, w->spec, w->bytes, {}, {}};
-        out.read = [w, model]() -> lowbit::result<weights> {
+    if (module) {
+      // Checked here; its tensors are mapped again when somebody wants them.
+      lowbit::safetensors_parts parts(*model);
+      const auto w = find_quantised(parts, *module, *quantisation);
+      if (w && !*w) return lowbit::failure{w->error().kind, folder + ": " + w->error().message};
+      if (w) {
+        const lowbit::checkpoint_weight& found = **w;
+        if (!found.warning.empty()) c.warnings.push_back(found.warning);
+        c.layout = found.family != nullptr ? found.family->name : "bitsandbytes";
+        tensor out{*name, false, found.rows, found.cols, found.spec, found.bytes, {}};
+        out.read = [model, module = *module, quantisation]() -> lowbit::result<weights> {
+          lowbit::safetensors_parts again(*model);
+          const auto weight = find_quantised(again, module, *quantisation);
+          if (!*weight) return weight->error();
           lowbit::serial_executor serial;
-          auto read = w->read(serial);
+          auto read = (*weight)->read(serial);
           if (!read) return std::move(read).error();
           return weights{*std::move(read)};
-        };
-        out.forget = [w, model] {
-          for (const auto part : w->data) lowbit::mapped_file{}.release(part);
         };
         c.tensors.push_back(std::move(out));
         continue;
       }
-    const lowbit::format_spec* const spec = float_format(t.dtype);
+    }
     if (spec == nullptr) return fail(lowbit::errc::unsupported, "is of type " + t.dtype + ", which is not supported");
-    if (t.shape.empty() || t.shape.size() > 2 || t.data.empty()) return fail(lowbit::errc::shape, "is neither a vector nor a matrix");
+    if (t.shape.empty() || t.shape.size() > 2 || t.bytes == 0) return fail(lowbit::errc::shape, "is neither a vector nor a matrix");
     const bool is_vector = t.shape.size() == 1;
-    const lowbit::packed_view view{spec, is_vector ? 1 : static_cast<std::size_t>(t.shape[0]), static_cast<std::size_t>(t.shape.back()),
-                                   t.data.data()};
-    tensor out{*name, is_vector, view.rows, view.cols, spec, view.size_bytes(), {}, {}};
-    out.read = [view, model]() -> lowbit::result<weights> { return weights{view}; };
-    out.forget = [view, model] { lowbit::mapped_file{}.release({view.data, view.size_bytes()}); };
-    c.tensors.push_back(std::move(out));
+    c.tensors.push_back(mapped_tensor(*name, is_vector, is_vector ? 1 : static_cast<std::size_t>(t.shape[0]), static_cast<std::size_t>(t.shape.back()), *spec,
+                                      [model, &t](std::size_t first, std::size_t bytes) { return model->map(t, first, bytes); }));
   }
   return c;
 }

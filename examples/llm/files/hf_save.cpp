@@ -164,7 +164,6 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
       if (!filled) return std::move(filled).error();
       for (const auto& p : *filled)
         if (auto s = writer->append(p.bytes); !s) return std::move(s).error();
-      if (t->forget) t->forget();
       done += t->bytes;
     }
     written += writer->written();

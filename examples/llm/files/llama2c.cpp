@@ -7,7 +7,9 @@
 #include <lowbit/io/byte_reader.hpp>
 #include <lowbit/io/mapped_file.hpp>
 
+#include <algorithm>
 #include <filesystem>
+#include <utility>
 
 namespace llm {
 namespace {
@@ -51,13 +53,15 @@ lowbit::result<vocabulary> read_tokeniser(const std::string& path, std::size_t c
 }  // namespace
 
 lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::string& tokeniser_path) {
-  auto opened = lowbit::mapped_file::open(path);
+  auto opened = lowbit::open_file::open(path);
   if (!opened) return std::move(opened).error();
-  const auto file = std::make_shared<const lowbit::mapped_file>(*std::move(opened));
+  const auto file = std::make_shared<const lowbit::open_file>(*std::move(opened));
   const auto fail = [&](lowbit::errc kind, std::string what) { return lowbit::failure{kind, path + ": " + std::move(what)}; };
 
-  lowbit::byte_reader in{file->bytes()};
   std::int32_t header[7];
+  const auto beginning = file->map(0, std::min(file->size(), sizeof header));
+  if (!beginning) return beginning.error();
+  lowbit::byte_reader in{beginning->bytes()};
   for (std::int32_t& h : header) h = in.read<std::int32_t>();
   const auto [dim, hidden, layers, heads, kv_heads, signed_vocabulary, positions] = header;
   if (!in.ok()) return fail(lowbit::errc::truncated, "ends within its header");
@@ -80,12 +84,19 @@ lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::stri
   if (lowbit::status valid = check(c.config); !valid) return fail(valid.error().kind, valid.error().message);
 
   const model_config& m = c.config;
+  std::size_t at = sizeof header;
+  bool whole = true;  // so far
+  const auto take = [&](std::size_t floats) {
+    whole = whole && floats <= (file->size() - at) / sizeof(float);
+    return std::exchange(at, whole ? at + floats * sizeof(float) : at);
+  };
   const auto add = [&](std::string name, std::size_t rows, std::size_t cols, bool is_vector) {
-    const lowbit::packed_view view{&lowbit::spec_of<lowbit::f32>, rows, cols, in.take(rows * cols * sizeof(float)).data()};
-    c.tensors.push_back(mapped_tensor(std::move(name), is_vector, view, file));
+    const std::size_t begin = take(rows * cols);
+    c.tensors.push_back(mapped_tensor(std::move(name), is_vector, rows, cols, lowbit::spec_of<lowbit::f32>,
+                                      [file, begin](std::size_t first, std::size_t bytes) { return file->map(begin + first, bytes); }));
   };
   const auto add_layers = [&](std::string_view part, std::size_t rows, std::size_t cols, bool is_vector = false) {
-    for (std::size_t i = 0; i < m.layers && in.ok(); ++i) add(layer_name(i, part), rows, cols, is_vector);
+    for (std::size_t i = 0; i < m.layers && whole; ++i) add(layer_name(i, part), rows, cols, is_vector);
   };
   add("token_embd.weight", m.vocabulary, m.hidden, false);
   add_layers("attn_norm.weight", 1, m.hidden, true);
@@ -98,10 +109,10 @@ lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::stri
   add_layers("ffn_down.weight", m.hidden, m.intermediate);
   add_layers("ffn_up.weight", m.intermediate, m.hidden);
   add("output_norm.weight", 1, m.hidden, true);
-  in.take(m.context * m.head_dim * sizeof(float));  // cosines and sines of RoPE, which we compute
+  take(m.context * m.head_dim);  // cosines and sines of RoPE, which we compute
   if (signed_vocabulary < 0) add("output.weight", m.vocabulary, m.hidden, false);
-  if (!in.ok()) return fail(lowbit::errc::truncated, "ends before its tensors do");
-  if (in.left() != 0) return fail(lowbit::errc::bad_magic, "is no checkpoint of llama2.c");
+  if (!whole) return fail(lowbit::errc::truncated, "ends before its tensors do");
+  if (at != file->size()) return fail(lowbit::errc::bad_magic, "is no checkpoint of llama2.c");
 
   const std::string beside = tokeniser_path.empty() ? tokeniser_beside(path, m.vocabulary) : tokeniser_path;
   if (beside.empty())

@@ -41,14 +41,6 @@ class mapped_file {
 
   [[nodiscard]] std::span<const std::uint8_t> bytes() const noexcept { return bytes_; }
 
-  /// Tells the system that these bytes will not be needed again soon, so that a pass over a large file keeps little of it resident.
-  void release(std::span<const std::uint8_t> part) const noexcept {
-    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    const auto begin = (reinterpret_cast<std::uintptr_t>(part.data()) + page - 1) / page * page;
-    const auto end = reinterpret_cast<std::uintptr_t>(part.data() + part.size()) / page * page;
-    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-  }
-
  private:
   friend class open_file;
   std::span<const std::uint8_t> bytes_;

@@ -41,6 +41,7 @@ struct safetensor {
   std::string dtype;   ///< "F32", "BF16", "U8", …
   std::vector<std::uint64_t> shape;
   std::span<const std::uint8_t> data;
+  std::size_t offset = 0, bytes = 0;  ///< of the data in their file
 };
 
 /// The content of a file whose bytes somebody else keeps. Tensors in the order of their data.
@@ -125,19 +126,24 @@ std::optional<std::uint64_t> json_size(const Json& v) {
 
 }  // namespace detail
 
-/// Parses a whole file. The spans in the result point into `file`.
-inline result<safetensors_content> read_safetensors(std::span<const std::uint8_t> file) {
-  byte_reader in(file);
+/// Where the data of a file of `file_size` bytes begin, from its first eight.
+inline result<std::size_t> safetensors_data_begin(std::span<const std::uint8_t> first, std::size_t file_size) {
+  byte_reader in(first);
   const auto length = in.read<std::uint64_t>();
   if (!in.ok()) return failure{errc::truncated, "the safetensors file is shorter than its header's length"};
   if (length > 100'000'000) return failure{errc::bad_magic, "not a safetensors file (a header of " + std::to_string(length) + " bytes)"};
-  if (length > in.left()) return failure{errc::truncated, "the safetensors header ends after the file"};
-  const auto head = in.take(static_cast<std::size_t>(length));
-  const std::string_view text(reinterpret_cast<const char*>(head.data()), head.size());
+  if (length > file_size - in.position()) return failure{errc::truncated, "the safetensors header ends after the file"};
+  return in.position() + static_cast<std::size_t>(length);
+}
+
+/// Parses what comes before the data in a file of `file_size` bytes. The tensors' `data` are empty.
+inline result<safetensors_content> read_safetensors_header(std::span<const std::uint8_t> head, std::size_t file_size) {
+  constexpr std::size_t number = sizeof(std::uint64_t);
+  const std::string_view text(reinterpret_cast<const char*>(head.data()) + number, head.size() - number);
   if (text.empty() || text[0] != '{') return failure{errc::bad_magic, "not a safetensors file (the header does not begin with '{')"};
   auto parsed = detail::parse_json<nlohmann::json>(text, "the safetensors header", 8);
   if (!parsed) return std::move(parsed).error();
-  const auto data = file.subspan(in.position());
+  const std::size_t data = file_size - head.size();
 
   struct range {
     std::uint64_t begin, end;
@@ -175,11 +181,12 @@ inline result<safetensors_content> read_safetensors(std::span<const std::uint8_t
     if (!total || *total % 8 != 0) return failure{errc::shape, "tensor '" + name + "': its size overflows, or is not whole bytes"};
     const auto begin = detail::json_size(info["data_offsets"][0]), end = detail::json_size(info["data_offsets"][1]);
     if (!begin || !end || *begin > *end) return bad("its data_offsets are not a range");
-    if (*end > data.size()) return failure{errc::truncated, "tensor '" + name + "': its data end after the file"};
+    if (*end > data) return failure{errc::truncated, "tensor '" + name + "': its data end after the file"};
     if (*end - *begin != *total / 8)
       return failure{errc::shape, "tensor '" + name + "': shape and dtype want " + std::to_string(*total / 8) + " bytes, data_offsets hold " +
                                       std::to_string(*end - *begin)};
-    t.data = data.subspan(static_cast<std::size_t>(*begin), static_cast<std::size_t>(*end - *begin));
+    t.offset = head.size() + static_cast<std::size_t>(*begin);
+    t.bytes = static_cast<std::size_t>(*end - *begin);
     content.tensors.push_back(std::move(t));
     ranges.push_back({*begin, *end});
   }
@@ -196,8 +203,18 @@ inline result<safetensors_content> read_safetensors(std::span<const std::uint8_t
     at = ranges[i].end;
     sorted.push_back(std::move(content.tensors[i]));
   }
-  if (at != data.size()) return failure{errc::malformed, "the safetensors file has " + std::to_string(data.size() - at) + " bytes after its last tensor"};
+  if (at != data) return failure{errc::malformed, "the safetensors file has " + std::to_string(data - at) + " bytes after its last tensor"};
   content.tensors = std::move(sorted);
+  return content;
+}
+
+/// Parses a whole file. The spans in the result point into `file`.
+inline result<safetensors_content> read_safetensors(std::span<const std::uint8_t> file) {
+  const auto begin = safetensors_data_begin(file, file.size());
+  if (!begin) return begin.error();
+  auto content = read_safetensors_header(file.first(*begin), file.size());
+  if (!content) return content;
+  for (safetensor& t : content->tensors) t.data = file.subspan(t.offset, t.bytes);
   return content;
 }
 
@@ -218,9 +235,13 @@ inline result<std::map<std::string, std::string>> read_shard_index(std::string_v
   return where;
 }
 
-/// A model in one file or several, mapped.
+/// A model in one file or several: only headers are read, and the bytes of tensors are mapped when somebody asks for them.
 class safetensors_model {
  public:
+  struct tensor : safetensor {  ///< `data` is empty
+    std::size_t file = 0;       ///< which of the files it is in
+  };
+
   /// `path` is a .safetensors file, an index (.json), or a folder that holds model.safetensors or its index.
   static result<safetensors_model> open(std::filesystem::path path) {
     std::error_code ignored;
@@ -247,29 +268,73 @@ class safetensors_model {
     return model;
   }
 
-  [[nodiscard]] const std::vector<safetensor>& tensors() const noexcept { return tensors_; }
-  [[nodiscard]] const safetensor* find(std::string_view name) const noexcept {
+  [[nodiscard]] const std::vector<tensor>& tensors() const noexcept { return tensors_; }
+  [[nodiscard]] const tensor* find(std::string_view name) const noexcept {
     const auto at = by_name_.find(name);
     return at != by_name_.end() ? &tensors_[at->second] : nullptr;
   }
 
+  /// Bytes [first, first + bytes) of a tensor. Expects a range inside it.
+  [[nodiscard]] result<mapped_file> map(const tensor& t, std::size_t first, std::size_t bytes) const {
+    LOWBIT_EXPECTS(first <= t.bytes && bytes <= t.bytes - first);
+    return files_[t.file].map(t.offset + first, bytes);
+  }
+  [[nodiscard]] result<mapped_file> map(const tensor& t) const { return map(t, 0, t.bytes); }
+
  private:
   status add(const std::filesystem::path& path) {
-    auto file = mapped_file::open(path);
+    auto file = open_file::open(path);
     if (!file) return std::move(file).error();
-    auto content = read_safetensors(file->bytes());
-    if (!content) return failure{content.error().kind, path.string() + ": " + content.error().message};
+    const auto in_file = [&](const failure& f) { return failure{f.kind, path.string() + ": " + f.message}; };
+    const auto first = file->map(0, std::min(file->size(), sizeof(std::uint64_t)));
+    if (!first) return first.error();
+    const auto begin = safetensors_data_begin(first->bytes(), file->size());
+    if (!begin) return in_file(begin.error());
+    const auto head = file->map(0, *begin);
+    if (!head) return head.error();
+    auto content = read_safetensors_header(head->bytes(), file->size());
+    if (!content) return in_file(content.error());
     for (safetensor& t : content->tensors) {
       if (!by_name_.emplace(t.name, tensors_.size()).second) return failure{errc::malformed, path.string() + ": tensor '" + t.name + "' is in two files"};
-      tensors_.push_back(std::move(t));
+      tensors_.push_back({std::move(t), files_.size()});
     }
     files_.push_back(*std::move(file));
     return done{};
   }
 
-  std::vector<mapped_file> files_;
-  std::vector<safetensor> tensors_;
+  std::vector<open_file> files_;
+  std::vector<tensor> tensors_;
   std::map<std::string, std::size_t, std::less<>> by_name_;
+};
+
+/// Some of a model's tensors, each mapped when it is first asked for and as long as this lives: what finders of weights are given.
+class safetensors_parts {
+ public:
+  explicit safetensors_parts(const safetensors_model& model) : model_(&model) {}
+  /// The tensor of that name with its data, or null: there is none, or the system did not map it, which failed() then says.
+  const safetensor* find(const std::string& name) {
+    if (const auto at = found_.find(name); at != found_.end()) return &at->second.tensor;
+    const auto* const t = model_->find(name);
+    if (t == nullptr) return nullptr;
+    auto bytes = model_->map(*t);
+    if (!bytes) {
+      failed_ = std::move(bytes).error();
+      return nullptr;
+    }
+    part& p = found_.emplace(name, part{*t, *std::move(bytes)}).first->second;
+    p.tensor.data = p.bytes.bytes();
+    return &p.tensor;
+  }
+  [[nodiscard]] const std::optional<failure>& failed() const noexcept { return failed_; }
+
+ private:
+  struct part {
+    safetensor tensor;
+    mapped_file bytes;
+  };
+  const safetensors_model* model_;
+  std::map<std::string, part> found_;  // whose nodes stay where they are
+  std::optional<failure> failed_;
 };
 
 }  // namespace lowbit
