@@ -189,6 +189,12 @@ TEST_CASE("quantise, inspect, evaluate, generate and compare speak JSON") {
   CHECK(inspected["metadata"]["general.architecture"] == "llama");
   CHECK(inspected["types"]["q4_0"]["tensors"] == 1 + 2 * 7);
   CHECK(inspected["types"]["q4_0"]["bits_per_element"] == 4.5);
+  // llama.cpp's mix of that name, whose output matrix has six bits (here eight, as 256 does not divide its rows).
+  json_of("quantise " + model + " " + folder / "mixed.gguf" + " --format Q4_0");
+  const auto mixed = json_of("inspect " + folder / "mixed.gguf");
+  CHECK(mixed["types"]["q4_0"]["tensors"] == 2 * 7);
+  CHECK(mixed["types"]["q8_0"]["tensors"] == 1);
+  CHECK(mixed["metadata"]["general.file_type"] == 2);
 
   const auto evaluated = json_of("evaluate " + out + " --reference " + model + " --text " + text);
   for (const char* key : {"tokens", "nll", "perplexity", "kl_mean", "kl_p99", "top1_agreement"}) CHECK(evaluated[key].is_number());

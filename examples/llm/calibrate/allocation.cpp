@@ -6,6 +6,8 @@
 
 #include <lowbit/quantise/allocate_mix.hpp>
 
+#include <algorithm>
+
 namespace llm {
 namespace {
 
@@ -157,7 +159,9 @@ lowbit::status allocate_formats(checkpoint& model, lowbit::format_id format, con
 lowbit::result<lowbit::format_id> choose_formats(checkpoint& model, const format_choice& choice, bool has_importance) {
   const auto overrides = read_overrides(choice.overrides, model);
   if (!overrides) return overrides.error();
-  const auto mix = lowbit::find_format(choice.format) ? std::nullopt : lowbit::find_mix(choice.format);
+  // Some mixes are named as their main format is. llama.cpp writes mixes in capitals, GGUF's tools formats without.
+  const bool capitals = std::any_of(choice.format.begin(), choice.format.end(), [](char ch) { return ch >= 'A' && ch <= 'Z'; });
+  const auto mix = !capitals && lowbit::find_format(choice.format) ? std::nullopt : lowbit::find_mix(choice.format);
   lowbit::format_id whole{};
   if (mix) {
     whole = lowbit::entry_of(*mix).format;

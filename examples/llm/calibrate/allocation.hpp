@@ -10,7 +10,7 @@ namespace llm {
 
 /// What the command line says about formats.
 struct format_choice {
-  std::string format;                  ///< a format's name, or a mix's ("Q4_K_M")
+  std::string format;                  ///< a format's name, or a mix's ("Q4_K_M"); one that is both ("Q4_0") is the mix's in capitals
   std::vector<std::string> overrides;  ///< "PATTERN=FORMAT", the first that matches counts; * and ? stand for any characters, any one
   double budget = 0;                   ///< bits per weight over all matrices; 0: none
 };

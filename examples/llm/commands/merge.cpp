@@ -185,7 +185,7 @@ void add_merge(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("base", o->base, "The model that the adapter was trained for: a .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("adapter", o->adapter, "A folder of PEFT's, or a GGUF adapter of llama.cpp's")->required();
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
-  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, nf4, s4_g128, f16, ..., or one of llama.cpp's mixes: Q4_K_M, ...")->required();
+  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, nf4, s4_g128, f16, ..., or one of llama.cpp's mixes, in capitals: Q4_K_M, ...")->required();
   c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name, as with `quantise`");
   c->add_option("--method", o->method, "rtn, mse, hqq, imatrix, gptq, gptq+imatrix")->capture_default_str();
   add_calibration(*c, o->calibration, "; with the others, what survives is measured on it");

@@ -158,7 +158,7 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   CLI::App* c = app.add_subcommand("quantise", "Write a model in a low-bit format");
   c->add_option("in", o->in, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
-  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes: Q4_K_M, Q3_K_S, ...")->required();
+  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes, in capitals: Q4_K_M, Q4_0, ...")->required();
   c->add_option("--budget", o->formats.budget, "Bits per weight on average: choose every matrix's format by the error that it makes in its layer's output (needs --calibration)")
       ->check(CLI::Range(1.0, 16.0));
   c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name (as `inspect` shows it; * and ? match), the first that matches counts");
