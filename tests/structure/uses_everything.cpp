@@ -88,8 +88,8 @@ status everything(matrix_view<const float> weights, const char* path) {
   (void)find_in_weights(packed->view(), unit);
   auto model = safetensors_model::open(path);
   if (!model) return std::move(model).error();
-  safetensors_parts tensors(*model);
-  auto found = find_weight([&](const std::string& name) { return tensors.find(name); }, "w");
+  safetensors_parts mapped(*model);
+  auto found = find_weight([&](const std::string& name) { return mapped.find(name); }, "w");
   if (found && !*found) return std::move(*found).error();
   if (found)
     if (auto read = (*found)->read(serial); !read) return std::move(read).error();

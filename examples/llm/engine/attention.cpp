@@ -43,7 +43,7 @@ void causal_softmax(float* x, std::size_t visible) {
   for (std::size_t p = 0; p < end; p += lanes) {
     load(x + p, v);
     const vector power = (v - highest) * log2_e;
-    v = power > least ? power : least + vector{};
+    v = power < least ? least + vector{} : power;  // NaN stays
     exp2_in_place(v);
     for (std::size_t i = visible > p ? visible - p : 0; i < lanes; ++i) v[i] = 0.0f;
     sum += v;

@@ -2,6 +2,7 @@
 
 #include "machines.hpp"
 
+#include <algorithm>
 #include <limits>
 
 namespace llm {
@@ -90,11 +91,7 @@ void kv_cache::score(std::size_t layer, std::size_t head, lowbit::matrix_view<co
                      lowbit::matrix_view<float> scores, scratch& space) const {
   if (storage_.format == nullptr)
     return llm::score(queries.data, head_dim_, keys_.data() + place(layer, head) * head_dim_ * key_stride_, key_stride_, seen, scores.data, scores.stride);
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  if (!finite_) {
-    for (std::size_t r = 0; r < scores.rows; ++r) std::fill_n(scores.row(r), seen, nan);
-    return;
-  }
+  if (!finite_) return;  // mix() says so
   const lowbit::panel_matrix keys = key_panels_[place(layer, head)].panels(seen);
   lowbit::multiply(queries, keys, {scores.data, scores.rows, seen, scores.stride}, space.products, storage_.precision);
 }
@@ -103,8 +100,12 @@ void kv_cache::mix(std::size_t layer, std::size_t head, lowbit::matrix_view<cons
                    lowbit::matrix_view<float> out, scratch& space) const {
   if (storage_.format == nullptr)
     return llm::mix(weights.data, weights.stride, values_.data() + place(layer, head) * capacity_ * value_stride_, value_stride_, seen, out.data);
+  if (!finite_) {
+    for (std::size_t r = 0; r < out.rows; ++r) std::fill_n(out.row(r), head_dim_, std::numeric_limits<float>::quiet_NaN());
+    return;
+  }
   lowbit::serial_executor serial;
-  lowbit::multiply_transposed({weights.data, weights.rows, finite_ ? seen : 0, weights.stride}, value_rows_[place(layer, head)].view().middle_rows(0, finite_ ? seen : 0),
+  lowbit::multiply_transposed({weights.data, weights.rows, seen, weights.stride}, value_rows_[place(layer, head)].view().middle_rows(0, seen),
                               {out.data, out.rows, head_dim_, out.stride}, space.sums, serial);
 }
 
