@@ -1,4 +1,5 @@
 // Products with adapters against float64 sums over the decoded weights, on every unit.
+#include "../executors.hpp"
 #include "../kernel/random_weights.hpp"
 
 #include <lowbit/adapt/adapted_product.hpp>
@@ -12,13 +13,7 @@ using namespace lowbit;
 
 namespace {
 
-struct three_threads {
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 
 low_rank_factors factors(std::size_t rows, std::size_t cols, std::size_t rank, std::uint32_t seed) {
   return {rows, cols, rank, test::random_activations(rank * cols, seed), test::random_activations(rows * rank, seed + 1), 0.3f};

@@ -7,6 +7,7 @@
 
 #include <random>
 
+#include "../executors.hpp"
 #include "../quantise/matrices.hpp"
 
 using namespace lowbit;
@@ -25,13 +26,7 @@ void disturb(sub_block_values& v, unsigned seed) {
   std::mt19937 random(seed);
   for (Eigen::Index i = 0; i < v.size(); ++i) v.data()[i] *= i % 11 == 3 ? -0.1f : 0.75f + static_cast<float>(random() % 500) / 1000.0f;
 }
-struct three_threads {  // tasks in an order of their own
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 
 /// Every format made of planes, and uniform ones of all widths in groups that nobody ships, with every type of scale.
 std::vector<const format_spec*> every_format() {

@@ -1,4 +1,6 @@
 // Statistics against float64, in any order of merging, on any number of threads, saved and loaded, and with every byte missing or changed.
+#include "../executors.hpp"
+
 #include <lowbit/calibration/saved.hpp>
 #include <lowbit/calibration/statistics.hpp>
 #include <lowbit/glue/eigen.hpp>
@@ -12,13 +14,7 @@ using namespace lowbit;
 using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 namespace {
-struct three_threads {  // tasks in an order of their own
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 using all = layer_statistics;
 
 Eigen::MatrixXd exact(const matrix& x) {

@@ -1,4 +1,5 @@
 // The executable `lowbit`, run as a user runs it.
+#include "../instrumented.hpp"
 #include "command.hpp"
 #include "tiny_model.hpp"
 
@@ -8,14 +9,6 @@
 
 #include <cstdio>
 #include <set>
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool instrumented = true;
-#elif defined(__has_feature)
-constexpr bool instrumented = __has_feature(address_sanitizer);
-#else
-constexpr bool instrumented = false;
-#endif
 
 namespace {
 

@@ -1,4 +1,5 @@
 // Models larger than the memory that a process may have are quantised all the same: sparse files of gigabytes under a limit of 400 MB.
+#include "../instrumented.hpp"
 #include "../io/files.hpp"
 #include "files/names.hpp"
 #include "tiny_model.hpp"
@@ -13,14 +14,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <utility>
-
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool instrumented = true;
-#elif defined(__has_feature)
-constexpr bool instrumented = __has_feature(address_sanitizer);
-#else
-constexpr bool instrumented = false;
-#endif
 
 namespace {
 

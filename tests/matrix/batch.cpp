@@ -1,4 +1,5 @@
 // Batches, gates, lists of tokens and epilogues against single plain products and float64 loops.
+#include "../executors.hpp"
 #include "../kernel/random_weights.hpp"
 
 #include <lowbit/format/registry.hpp>
@@ -11,13 +12,7 @@
 using namespace lowbit;
 
 namespace {
-struct three_threads {
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 
 /// Ordinary magnitudes, so that exp has something to do.
 packed_matrix weights(const format_spec& s, std::size_t rows, std::size_t cols, std::uint32_t seed) {

@@ -1,4 +1,5 @@
 // Products against definitions written out here: the integer path bit for bit, the exact path against float64.
+#include "../executors.hpp"
 #include "../kernel/random_weights.hpp"
 #include "defined_product.hpp"
 
@@ -17,14 +18,7 @@ struct q8_g24 { static constexpr format_spec spec = uniform({.bits = 8, .group =
 struct q5_g17 { static constexpr format_spec spec = uniform({.bits = 5, .group = 17, .symmetric = true}); };
 using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17>>::type;
 
-/// An executor that runs tasks backwards, and says it is wide.
-struct backwards {
-  static constexpr std::size_t concurrency() { return 5; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using backwards = backwards_executor<5>;
 }  // namespace
 
 TEST_CASE("panels hold the weights of their blocks, bit for bit") {

@@ -1,4 +1,5 @@
 // y = x W against float64, for every format, shape and executor.
+#include "../executors.hpp"
 #include "../kernel/random_weights.hpp"
 
 #include <lowbit/format/registry.hpp>
@@ -14,13 +15,7 @@ namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
 using formats = detail::concat<all_formats, format_list<q3_g40>>::type;
 
-struct backwards {  // says it is wide
-  static constexpr std::size_t concurrency() { return 5; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using backwards = backwards_executor<5>;
 }  // namespace
 
 TEST_CASE("the product over rows is float64's, and the same bits however it is dealt out") {

@@ -1,4 +1,5 @@
 // Activation-aware scaling against a float64 implementation of AutoAWQ's search, token replay, and hostile statistics.
+#include "../executors.hpp"
 #include "matrices.hpp"
 
 #include <lowbit/format/registry.hpp>
@@ -38,13 +39,7 @@ double replayed_error(const std::vector<matrix>& w, consumer_group changed, cons
   }
   return sum / static_cast<double>(x.rows()) / outputs;
 }
-struct three_threads {  // tasks in an order of their own
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 std::vector<matrix_view<const float>> views(const std::vector<matrix>& w) {
   std::vector<matrix_view<const float>> v;
   for (const matrix& m : w) v.emplace_back(view(m));

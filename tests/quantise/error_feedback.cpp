@@ -1,5 +1,6 @@
 // Error feedback against the equations it comes from, in float64: optimal brain surgery one column at a time, the reference's blocked loop,
 // and brute force; and against Hessians that nobody should give it.
+#include "../executors.hpp"
 #include "matrices.hpp"
 
 #include <lowbit/quantise/by_id.hpp>
@@ -70,13 +71,7 @@ void for_each_coded_format(F&& f) {
     }
 }
 
-struct three_threads {  // tasks in an order of their own
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 
 /// Any fit in a format that is not registered.
 template <class Fit, class Stats>

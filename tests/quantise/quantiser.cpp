@@ -1,4 +1,5 @@
 // Quantisers against brute force, published errors, and each other; bad weights; any number of threads.
+#include "../executors.hpp"
 #include "matrices.hpp"
 
 #include <lowbit/format/registry.hpp>
@@ -20,13 +21,7 @@ double relative_error(const packed_matrix& q, const matrix& w) {
   decode(q.view(), view(out));
   return (out.cast<double>() - w.cast<double>()).norm() / w.cast<double>().norm();
 }
-struct three_threads {  // tasks in an order of their own
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 }  // namespace
 
 TEST_CASE("errors on normal weights are those published for ggml's and others' quantisers") {

@@ -1,4 +1,5 @@
 // Rotations: Hadamard's equation exactly, orthogonality in float64, and models that compute the same in a rotated stream.
+#include "../executors.hpp"
 #include "matrices.hpp"
 
 #include <lowbit/quantise/rotation.hpp>
@@ -21,13 +22,7 @@ matrix matrix_of(const rotation& r) {
   r.rotate_rows(view(m), serial);
   return m;
 }
-struct three_threads {  // tasks in an order of their own
-  static constexpr std::size_t concurrency() { return 3; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using three_threads = backwards_executor<3>;
 /// RMSNorm without gain.
 MatrixXd norm(MatrixXd x) {
   x.array().colwise() /= (x.rowwise().squaredNorm().array() / static_cast<double>(x.cols()) + 1e-6).sqrt();

@@ -6,6 +6,7 @@
 
 #include <random>
 
+#include "../executors.hpp"
 #include "hard_weights.hpp"
 
 using namespace lowbit;
@@ -19,13 +20,7 @@ struct block_by_block {
     return Fit::fit(s, x, n, about, f);
   }
 };
-struct two_threads {
-  static constexpr std::size_t concurrency() { return 2; }
-  template <class F>
-  static void run(std::size_t n, F&& f) {
-    while (n-- > 0) f(n);
-  }
-};
+using two_threads = backwards_executor<2>;
 bool same(const packed_matrix& a, const packed_matrix& b) { return std::equal(a.bytes().begin(), a.bytes().end(), b.bytes().begin(), b.bytes().end()); }
 }  // namespace
 
