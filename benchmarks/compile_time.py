@@ -38,7 +38,7 @@ def main():
     p.add_argument("--compiler", required=True)
     p.add_argument("--flags", required=True, help="a file of flags, as @FILE")
     p.add_argument("--include", required=True, help="the folder that holds lowbit/")
-    p.add_argument("--isa", action="append", default=[], metavar="NAME=FLAGS")
+    p.add_argument("--isa", action="append", default=[], metavar="NAME=FLAG,FLAG")
     p.add_argument("--runs", type=int, default=3)
     o = p.parse_args()
     compiler = [o.compiler, "@" + o.flags]
@@ -53,7 +53,7 @@ def main():
         total = 0.0
         for isa in o.isa:
             name, _, flags = isa.partition("=")
-            command = compiler + flags.split(";") + ["-O3", "-c", "-o", os.path.join(folder, "probe.o")]
+            command = compiler + flags.split(",") + ["-O3", "-c", "-o", os.path.join(folder, "probe.o")]
             times = []
             for formats in (["one"], ["one", "more"]):
                 source = "#include <lowbit/kernel/isa_unit.hpp>\n" + "\n".join(FORMATS) + f"\nLOWBIT_ISA_UNIT({name}, {', '.join(formats)})\n"

@@ -20,4 +20,13 @@ lowbit::result<calibration_samples> read_samples(const calibration_options& o, c
   return sample_text(*text, std::filesystem::path{o.text}.filename().string(), words, c, o.plan);
 }
 
+lowbit::result<calibration_samples> disclosed_samples(const calibration_options& o, const std::string& needed_by, checkpoint& model) {
+  if (o.text.empty()) return lowbit::failure{lowbit::errc::bad_value, needed_by + " needs a text to calibrate on: --calibration TEXT"};
+  const auto words = tokeniser::from(model.words);
+  if (!words) return words.error();
+  auto samples = read_samples(o, *words, model.config);
+  if (samples) samples->disclose(model.notes);
+  return samples;
+}
+
 }  // namespace llm

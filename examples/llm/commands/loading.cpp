@@ -90,8 +90,8 @@ lowbit::result<weight_source> quantised_source(const std::string& format, thread
 lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name) {
   const lowbit::format_spec* none = nullptr;
   if (name.empty()) return none;
-  const auto format = lowbit::find_format(name);
-  if (!format) return lowbit::failure{lowbit::errc::bad_value, "unknown format " + name};
+  const auto format = format_named(name);
+  if (!format) return format.error();
   const lowbit::format_spec& s = lowbit::spec_of_id(*format);
   if (s.is_recoded()) return lowbit::failure{lowbit::errc::unsupported, "keys and values cannot be kept in " + name};
   return &s;

@@ -99,14 +99,9 @@ lowbit::status run(const options& o, const common_options& common) {
   thread_pool threads{common.threads};
   std::optional<calibration_samples> samples;
   if (calibrated) {
-    if (o.calibration.text.empty())
-      return lowbit::failure{lowbit::errc::bad_value, "method " + o.method + " needs a text to calibrate on: --calibration TEXT"};
-    const auto words = tokeniser::from(model->words);
-    if (!words) return words.error();
-    auto chosen = read_samples(o.calibration, *words, model->config);
+    auto chosen = disclosed_samples(o.calibration, "method " + o.method, *model);
     if (!chosen) return std::move(chosen).error();
     samples = *std::move(chosen);
-    samples->disclose(model->notes);
   }
   model->notes.set("lowbit.method", o.method);
   model->notes.set("lowbit.merged", std::filesystem::path{o.adapter}.lexically_normal().filename().string());

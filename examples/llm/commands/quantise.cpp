@@ -58,14 +58,6 @@ lowbit::result<std::uint64_t> hash_of(const checkpoint& model, lowbit::format_id
   return h.value();
 }
 
-lowbit::result<calibration_samples> choose_samples(const checkpoint& model, const options& o) {
-  if (o.calibration.text.empty())
-    return lowbit::failure{lowbit::errc::bad_value, (o.formats.budget > 0 ? "--budget" : "method " + o.method) + " needs a text to calibrate on: --calibration TEXT"};
-  const auto words = tokeniser::from(model.words);
-  if (!words) return words.error();
-  return read_samples(o.calibration, *words, model.config);
-}
-
 /// Calibrates and writes; the bytes written. The finished steps go when the output is whole.
 lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const options& o, const recipe& method, const requantisation& how,
                                                 const calibration_samples& samples, step_store& store, thread_pool& threads) {
@@ -99,10 +91,9 @@ lowbit::status run(const options& o, const common_options& common) {
   if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
   std::optional<calibration_samples> samples;
   if (method->needs_data || o.formats.budget > 0) {
-    auto chosen = choose_samples(*model, o);
+    auto chosen = disclosed_samples(o.calibration, o.formats.budget > 0 ? "--budget" : "method " + o.method, *model);
     if (!chosen) return std::move(chosen).error();
     samples = *std::move(chosen);
-    samples->disclose(model->notes);
   }
   if (o.formats.budget > 0) {
     progress bar{"measuring"};
