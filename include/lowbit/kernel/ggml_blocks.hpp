@@ -242,23 +242,27 @@ void quantise_absmax(const V* x, lane_blocks<F, V>& b) noexcept {
   }
 }
 
-/// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding); codes of the least error, the first of equals.
+/// The code of a table whose value, times d, is nearest to x: the first of equals.
+template <class V>
+LOWBIT_ALWAYS_INLINE V nearest_by_scan(const codebook& table, const V& d, const V& x) noexcept {
+  V best(0.0f), least = magnitude(rounded_product(V(table.values[0]), d) - x);
+  for (unsigned c = 1; c < table.size; ++c) {
+    const V e = magnitude(rounded_product(V(table.values[c]), d) - x);
+    const auto better = e < least;
+    least = select(better, e, least);
+    best = select(better, V(static_cast<float>(c)), best);
+  }
+  return best;
+}
+
+/// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding), codes by a scan.
 template <block_format F, class V>
 void quantise_power(const V* x, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   b.scale = map_lanes(magnitude(largest(x, s.block)), [](float most) LOWBIT_INLINE_LAMBDA {
     return e8m0_half_to_float(most > 0 ? static_cast<std::uint8_t>(static_cast<int>(std::floor(std::log2(most))) - 2 + 127) : std::uint8_t{0});
   });
-  for (std::size_t i = 0; i < s.block; ++i) {
-    V best(0.0f), least = magnitude(rounded_product(V(s.values.values[0]), b.scale) - x[i]);
-    for (unsigned c = 1; c < s.values.size; ++c) {
-      const V e = magnitude(rounded_product(V(s.values.values[c]), b.scale) - x[i]);
-      const auto better = e < least;
-      least = select(better, e, least);
-      best = select(better, V(static_cast<float>(c)), best);
-    }
-    b.codes[i] = best;
-  }
+  for (std::size_t i = 0; i < s.block; ++i) b.codes[i] = nearest_by_scan(s.values, b.scale, x[i]);
 }
 
 template <class F, class... G>

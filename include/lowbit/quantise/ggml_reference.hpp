@@ -5,28 +5,11 @@
 #include <lowbit/format/gguf.hpp>
 #include <lowbit/kernel/ggml_blocks.hpp>
 
-#include <algorithm>
-#include <limits>
-
 namespace lowbit {
 
 namespace ggml {
 
 using kernel::ggml::largest;
-
-/// The code of the least error, the first of equals.
-inline std::uint8_t nearest_by_scan(const codebook& values, float d, float x) noexcept {
-  unsigned best = 0;
-  float least = std::fabs(rounded_product(values.values[0], d) - x);
-  for (unsigned c = 1; c < values.size; ++c) {
-    const float e = std::fabs(rounded_product(values.values[c], d) - x);
-    if (e < least) {
-      least = e;
-      best = c;
-    }
-  }
-  return static_cast<std::uint8_t>(best);
-}
 
 /// nvfp4: the largest magnitude of 16 on the value 6, codes by a scan.
 inline void quantise_nvfp4(const float* x, block_parts<nvfp4>& p) noexcept {
@@ -37,7 +20,7 @@ inline void quantise_nvfp4(const float* x, block_parts<nvfp4>& p) noexcept {
     // ggml's conversion knows neither the step from the subnormals up to the first normal number nor numbers between 240 and 448.
     p.sub_scale[j] = nearest >= 0x78 ? std::uint8_t{0x7e} : nearest == 8 && wanted < 0x1p-6f ? std::uint8_t{7} : nearest;
     const float d = e4m3_half_to_float(p.sub_scale[j]);
-    for (std::size_t i = j * s.sub; i < (j + 1) * s.sub; ++i) p.codes[i] = nearest_by_scan(s.values, d, x[i]);
+    for (std::size_t i = j * s.sub; i < (j + 1) * s.sub; ++i) p.codes[i] = static_cast<std::uint8_t>(kernel::ggml::nearest_by_scan(s.values, d, x[i]));
   }
 }
 

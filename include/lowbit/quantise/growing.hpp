@@ -22,10 +22,7 @@ class growing_rows {
   status append(matrix_view<const float> rows, E& executor) {
     LOWBIT_EXPECTS(rows.cols == rows_.cols() && rows.rows <= rows_.rows() - size_);
     if (auto bad = detail::find_non_finite(rows)) return *std::move(bad);
-    packed_matrix quantised(rows_.spec(), rows.rows, rows.cols);
-    detail::quantise_rows<standard, round_nearest>(rows_.spec(), rows, uncalibrated(), quantised, executor);
-    std::copy_n(quantised.bytes().data(), quantised.bytes().size(), rows_.row(size_));
-    size_ += rows.rows;
+    put(rows, executor);
     return done{};
   }
   /// Forgets the rows from `size` on.
@@ -36,6 +33,16 @@ class growing_rows {
   [[nodiscard]] packed_view view() const noexcept { return rows_.view().middle_rows(0, size_); }
 
  private:
+  friend class growing_panels;
+  /// Appends finite rows.
+  template <executor E>
+  void put(matrix_view<const float> rows, E& executor) {
+    packed_matrix quantised(rows_.spec(), rows.rows, rows.cols);
+    detail::quantise_rows<standard, round_nearest>(rows_.spec(), rows, uncalibrated(), quantised, executor);
+    std::copy_n(quantised.bytes().data(), quantised.bytes().size(), rows_.row(size_));
+    size_ += rows.rows;
+  }
+
   packed_matrix rows_;
   std::size_t size_ = 0;
 };
@@ -60,7 +67,7 @@ class growing_panels {
       const std::size_t panel = size_ / kernel::panel_rows, there = size_ % kernel::panel_rows;
       const std::size_t count = rows.rows - r < kernel::panel_rows - there ? rows.rows - r : kernel::panel_rows - there;
       last_.truncate(there);
-      (void)last_.append(rows.middle_rows(r, count), executor);  // finite
+      last_.put(rows.middle_rows(r, count), executor);
       build(last_.view(), panel);
       size_ += count;
       r += count;
