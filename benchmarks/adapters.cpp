@@ -2,6 +2,8 @@
 //
 // Every iteration runs the product with and without the adapter, in turns, on weights that are not in the cache; `cost` is the difference of
 // the medians as a share of the plain product's.
+#include "workload.hpp"
+
 #include <lowbit/adapt/adapted_product.hpp>
 #include <lowbit/quantise/quantiser.hpp>
 
@@ -9,25 +11,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <random>
 #include <string>
 
 using namespace lowbit;
+using bench::normal_floats, bench::shape;
 
 namespace {
-
-struct shape {
-  std::size_t rows, cols;
-};
-constexpr std::size_t streamed_bytes = std::size_t{256} << 20;
-
-std::vector<float> normal_floats(std::size_t n, float size, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, size);
-  std::vector<float> out(n);
-  for (float& v : out) v = normal(random);
-  return out;
-}
 
 double median(std::vector<double>& values) {
   std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
@@ -42,7 +31,7 @@ void adapter_row(benchmark::State& state, const kernel::unit& unit, shape n, std
   const low_rank_factors f{n.rows, n.cols, rank, normal_floats(rank * n.cols, 0.05f, 3), normal_floats(n.rows * rank, 0.05f, 4), 2.0f};
   std::vector<panel_matrix> matrices;
   std::vector<low_rank> adapters;
-  for (std::size_t bytes = 0; bytes < streamed_bytes; bytes += matrices.back().size_bytes()) {
+  for (std::size_t bytes = 0; bytes < bench::streamed_bytes; bytes += matrices.back().size_bytes()) {
     matrices.push_back(panel_matrix::from(w->weights.view(), serial, unit));
     adapters.push_back(low_rank::from(f, serial, unit));
   }

@@ -3,43 +3,25 @@
 // Each row counts weights/s, bytes/s and, as `of_roof`, its share of a limit measured in the same process: the bandwidth of memory for
 // rows of one token and for conversions, the peak of integer dots or of float multiply-adds for rows of many. One-token rows rotate
 // through more memory than caches hold. Filter rows with --benchmark_filter: by default there are several hundred.
+#include "pinned_executor.hpp"
 #include "roofs.hpp"
+#include "workload.hpp"
 
 #include <lowbit/format/registry.hpp>
 #include <lowbit/matrix/dequantise.hpp>
 #include <lowbit/matrix/product.hpp>
-#include <lowbit/quantise/by_id.hpp>
 
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
-#include <random>
 #include <string>
 
 using namespace lowbit;
+using bench::shape;
 
 namespace {
 
-struct shape {
-  std::size_t rows, cols;
-};
 constexpr shape shapes[] = {{4096, 4096}, {4096, 14336}};
-constexpr std::size_t streamed_bytes = std::size_t{540} << 20;
-
-/// Normal weights, quantised as users would: 16 rows of them, over and over. (Random bits would be quicker to make, but scales beyond
-/// all reason bring subnormal sums, which processors take their time with.)
-packed_matrix random_weights(const format_spec& s, shape n) {
-  constexpr std::size_t rows = 16;
-  std::vector<float> weights(rows * n.cols);
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal(0.0f, 0.05f);
-  for (float& v : weights) v = normal(random);
-  serial_executor serial;
-  const auto few = quantise(*find_format(s.name), method::rtn, matrix_view<const float>(weights.data(), rows, n.cols), serial);
-  packed_matrix w(s, n.rows, n.cols);
-  for (std::size_t r = 0; r < n.rows; ++r) std::memcpy(w.row(r), few->row(r % rows), w.view().row_bytes());
-  return w;
-}
 
 void count(benchmark::State& state, double weights, double bytes, double work, double roof, const char* roof_name) {
   using benchmark::Counter;
@@ -52,33 +34,31 @@ void count(benchmark::State& state, double weights, double bytes, double work, d
   state.SetLabel(label);
 }
 
-void multiply_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n, std::size_t tokens, precision how) {
-  serial_executor serial;
-  const packed_matrix w = random_weights(s, n);
-  std::vector<panel_matrix> copies;
-  const std::size_t wanted = tokens == 1 ? streamed_bytes : 1;
-  for (std::size_t bytes = 0; bytes < wanted; bytes += copies.back().size_bytes())
-    copies.push_back(panel_matrix::from(w.view(), serial, unit));
-  std::vector<float> x(tokens * n.cols), y(tokens * n.rows);
-  std::mt19937 random(2);
-  std::normal_distribution<float> normal;
-  for (float& v : x) v = normal(random);
+void multiply_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n, std::size_t tokens, std::size_t threads,
+                  precision how) {
+  bench::pinned_executor executor(threads);
+  const std::vector<panel_matrix> copies = bench::panels_of(bench::random_weights(s, n), tokens, unit);
+  const std::vector<float> x = bench::normal_floats(tokens * n.cols, 1.0f, 2);
+  std::vector<float> y(tokens * n.rows);
   workspace space;
+  // Two processors whose memory is busy with others' work say nothing of two processors.
+  if (tokens == 1 && threads > 1 && bench::read_bandwidth(threads) < 0.85 * bench::read_roof(threads))
+    return state.SkipWithError("others are using the memory's bandwidth");
   std::size_t i = 0;
   for (auto _ : state) {
-    multiply({x.data(), tokens, n.cols}, copies[i++ % copies.size()], {y.data(), tokens, n.rows}, space, how);
+    multiply({x.data(), tokens, n.cols}, copies[i++ % copies.size()], {y.data(), tokens, n.rows}, space, executor, how);
     benchmark::ClobberMemory();
   }
   const auto weights = static_cast<double>(n.rows * n.cols), bytes = static_cast<double>(copies[0].size_bytes());
-  const double operations = 2 * weights * static_cast<double>(tokens);
+  const double operations = 2 * weights * static_cast<double>(tokens), all = static_cast<double>(threads);
   const bool exact = how == precision::exact || copies[0].products().int8 == nullptr;
-  if (tokens == 1) count(state, weights, bytes, bytes, bench::read_roof(), "B");
-  else count(state, weights, bytes, operations, exact ? bench::float_roof(unit.name) : bench::int8_roof(unit.name), "op");
+  if (tokens == 1) count(state, weights, bytes, bytes, bench::read_roof(threads), "B");
+  else count(state, weights, bytes, operations, all * (exact ? bench::float_roof(unit.name) : bench::int8_roof(unit.name)), "op");
 }
 
 void dequantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
   serial_executor serial;
-  const packed_matrix w = random_weights(s, n);
+  const packed_matrix w = bench::random_weights(s, n);
   aligned_buffer out(n.rows * n.cols * sizeof(float));
   for (auto _ : state) {
     dequantise(w.view(), {reinterpret_cast<float*>(out.data()), n.rows, n.cols}, serial, unit);
@@ -90,7 +70,7 @@ void dequantise_row(benchmark::State& state, const kernel::unit& unit, const for
 
 template <bool Pack>
 void codes_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
-  packed_matrix w = random_weights(s, n);
+  packed_matrix w = bench::random_weights(s, n);
   const std::size_t blocks = ceil_div(n.cols, s.block), codes_of_row = blocks * s.block;
   std::vector<std::uint8_t> codes(n.rows * codes_of_row);
   for (auto _ : state)
@@ -103,11 +83,11 @@ void codes_row(benchmark::State& state, const kernel::unit& unit, const format_s
 }
 
 void build_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
-  const packed_matrix w = random_weights(s, n);
+  const packed_matrix w = bench::random_weights(s, n);
   // Into memory that is there: what the system takes for new pages is its own affair.
   const kernel::panel_layout layout = kernel::layout_of(s);
   const std::size_t panels = kernel::panel_count(n.rows);
-  aligned_buffer out(panels * layout.panel_bytes(n.cols)), scratch(kernel::build_scratch_bytes(layout));
+  aligned_buffer out(panels * layout.panel_bytes(n.cols)), scratch(kernel::build_scratch_bytes(s, layout));
   for (auto _ : state) {
     unit.build_panels({&s, &layout, w.bytes().data(), w.view().row_bytes(), n.rows, n.cols, 0, panels, out.data(), scratch.data()});
     benchmark::ClobberMemory();
@@ -122,16 +102,20 @@ void add_rows() {
     const kernel::unit& unit = *u.kernels;
     for (const format_spec* s : all_formats::specs)
       for (const shape n : shapes) {
-        const auto add = [&](const std::string& operation, std::size_t tokens, auto run) {
+        const auto add = [&](const std::string& operation, std::size_t tokens, auto run, std::size_t threads = 1) {
           const std::string name = operation + "/" + std::string(s->name) + "/" + u.name + "/" + std::to_string(n.rows) + "x" +
-                                   std::to_string(n.cols) + "/" + std::to_string(tokens) + "/1";
+                                   std::to_string(n.cols) + "/" + std::to_string(tokens) + "/" + std::to_string(threads);
           benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime()->Unit(benchmark::kMillisecond);
         };
-        for (const std::size_t tokens : {1, 4, 16, 64, 512}) {
-          if (kernel::layout_of(*s).shape.has_int8())
-            add("matmul", tokens, [=, &unit](benchmark::State& st) { multiply_row(st, unit, *s, n, tokens, precision::int8); });
-          add("matmul_exact", tokens, [=, &unit](benchmark::State& st) { multiply_row(st, unit, *s, n, tokens, precision::exact); });
-        }
+        for (const std::size_t threads : {1, 2})
+          for (const std::size_t tokens : {1, 4, 16, 64, 512}) {
+            if (threads > bench::processors().size()) continue;
+            const auto row = [=, &unit](precision how) {
+              return [=, &unit](benchmark::State& st) { multiply_row(st, unit, *s, n, tokens, threads, how); };
+            };
+            if (kernel::layout_of(*s).shape.has_int8()) add("matmul", tokens, row(precision::int8), threads);
+            add("matmul_exact", tokens, row(precision::exact), threads);
+          }
         add("dequantise", 0, [=, &unit](benchmark::State& st) { dequantise_row(st, unit, *s, n); });
         add("build", 0, [=, &unit](benchmark::State& st) { build_row(st, unit, *s, n); });
         if (s->is_float()) continue;
@@ -147,5 +131,9 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   add_rows();
+  // For who draws the run (roofline.py).
+  benchmark::AddCustomContext("read_roof", std::to_string(bench::read_roof()));
+  for (const auto& u : kernel::linked_units())
+    if (u.available) benchmark::AddCustomContext(std::string("int8_roof_") + u.name, std::to_string(bench::int8_roof(u.kernels->name)));
   benchmark::RunSpecifiedBenchmarks();
 }

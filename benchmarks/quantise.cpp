@@ -2,15 +2,14 @@
 // share of the read bandwidth that reading the floats takes. GGUF's types run the row kernels of each unit; the others run round to nearest
 // as a user calls it, on the best unit.
 #include "roofs.hpp"
+#include "workload.hpp"
 
 #include <lowbit/format/registry.hpp>
 #include <lowbit/kernel/dispatch.hpp>
-#include <lowbit/quantise/by_id.hpp>
 
 #include <benchmark/benchmark.h>
 
 #include <cstdio>
-#include <random>
 #include <string>
 
 using namespace lowbit;
@@ -18,14 +17,6 @@ using namespace lowbit;
 namespace {
 
 constexpr std::size_t rows = 1024, cols = 4096;
-
-std::vector<float> normal_weights(std::size_t n) {
-  std::vector<float> weights(n);
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal(0.0f, 0.05f);
-  for (float& v : weights) v = normal(random);
-  return weights;
-}
 
 void count(benchmark::State& state) {
   using benchmark::Counter;
@@ -38,7 +29,7 @@ void count(benchmark::State& state) {
 }
 
 void quantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, bool importance) {
-  const std::vector<float> weights = normal_weights(rows * cols);
+  const std::vector<float> weights = bench::normal_floats(rows * cols, 0.05f, 1);
   std::vector<float> channels(weights.begin(), weights.begin() + cols);
   for (float& v : channels) v = v * v + 1e-6f;
   packed_matrix out(s, rows, cols);
@@ -50,7 +41,7 @@ void quantise_row(benchmark::State& state, const kernel::unit& unit, const forma
 }
 
 void quantise_matrix(benchmark::State& state, format_id format) {
-  const std::vector<float> weights = normal_weights(rows * cols);
+  const std::vector<float> weights = bench::normal_floats(rows * cols, 0.05f, 1);
   serial_executor serial;
   for (auto _ : state) benchmark::DoNotOptimize(quantise(format, method::rtn, {weights.data(), rows, cols}, serial));
   count(state);

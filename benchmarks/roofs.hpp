@@ -6,8 +6,10 @@
 
 namespace lowbit::bench {
 
-/// Bytes per second when one thread reads memory that no cache holds. Measured once.
-double read_roof();
+/// Bytes per second when so many threads, each on a processor of its own, read memory that no cache holds: now.
+double read_bandwidth(std::size_t threads = 1);
+/// The most that was ever measured in this process, in five tries at least.
+double read_roof(std::size_t threads = 1);
 /// Bytes per second when one thread writes it.
 double write_roof();
 /// Multiply-adds counted twice, per second, of the widest integer dot that the unit `arch` uses; 0 where it is not known how.

@@ -16,7 +16,16 @@ namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
 struct q8_g24 { static constexpr format_spec spec = uniform({.bits = 8, .group = 24}); };
 struct q5_g17 { static constexpr format_spec spec = uniform({.bits = 5, .group = 17, .symmetric = true}); };
-using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17>>::type;
+/// Each sub-block's scale and minimum before its codes, six bits each, so that one lies in two bytes.
+struct scattered {
+  static constexpr format_spec spec{.name = "scattered", .block = 256, .sub = 32, .bytes = 148,
+                                    .codes = {{{{4, 0, 16, {{32, 8}, {4, 144}}}}}},
+                                    .scale = {number::f16, 144}, .minimum = {number::f16, 146},
+                                    .sub_scale = {{{{6, 0, 0, {{8}, {144}}}}}},
+                                    .sub_minimum = {{{{6, 0, 6, {{8}, {144}}}}}},
+                                    .unused_bits = 8 * 4};
+};
+using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered>>::type;
 
 using backwards = backwards_executor<5>;
 }  // namespace

@@ -11,21 +11,26 @@
 
 namespace lowbit {
 
-/// The `width` (0 to 8) bits of `bytes` that start at bit `bit`.
+/// The `width` (0 to 8) bits of `bytes` that start at bit `bit`. Reads only bytes that hold some of them.
 LOWBIT_ALWAYS_INLINE constexpr unsigned read_bits(const std::uint8_t* bytes, std::size_t bit, unsigned width) noexcept {
-  unsigned value = 0;
-  for (unsigned i = 0; i < width; ++i)
-    value |= ((bytes[(bit + i) / 8] >> ((bit + i) % 8)) & 1u) << i;
-  return value;
+  if (width == 0) return 0;
+  const std::size_t at = bit / 8;
+  const auto shift = static_cast<unsigned>(bit % 8);
+  const unsigned next = shift + width > 8 ? bytes[at + 1] : 0u;
+  return (bytes[at] | next << 8) >> shift & ((1u << width) - 1);
 }
 
-/// Sets the `width` bits that start at bit `bit` to the low bits of `value`; other bits are kept.
+/// Sets the `width` (0 to 8) bits that start at bit `bit` to the low bits of `value`; other bits are kept.
 LOWBIT_ALWAYS_INLINE constexpr void write_bits(std::uint8_t* bytes, std::size_t bit, unsigned width, unsigned value) noexcept {
-  for (unsigned i = 0; i < width; ++i) {
-    const auto mask = static_cast<std::uint8_t>(1u << ((bit + i) % 8));
-    std::uint8_t& byte = bytes[(bit + i) / 8];
-    byte = static_cast<std::uint8_t>((value >> i) & 1u ? byte | mask : byte & ~mask);
-  }
+  const std::size_t at = bit / 8;
+  const auto shift = static_cast<unsigned>(bit % 8);
+  const unsigned mask = ((1u << width) - 1) << shift, moved = value << shift & mask;
+  const auto set = [&](std::size_t i, unsigned byte) {
+    if (const auto m = static_cast<std::uint8_t>(mask >> byte); m != 0)
+      bytes[i] = static_cast<std::uint8_t>((bytes[i] & ~m) | (moved >> byte & 0xff));
+  };
+  set(at, 0);
+  set(at + 1, 8);
 }
 
 /// a / b rounded up. Expects b > 0.

@@ -47,10 +47,11 @@ struct plane {
 
   /// Where element i of this plane begins, in bits from the start of the block.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t position(std::size_t i) const noexcept {
-    auto bit = static_cast<std::ptrdiff_t>(base);
+    int bit = static_cast<int>(base);
+    auto rest = static_cast<unsigned>(i);  // 32 bits: divisions by them take a third of the time
     for (std::size_t k = 0; k < digits.extent.size() && digits.extent[k] != 0; ++k) {
-      bit += static_cast<std::ptrdiff_t>(i % digits.extent[k]) * digits.stride[k];
-      i /= digits.extent[k];
+      bit += static_cast<int>(rest % digits.extent[k]) * digits.stride[k];
+      rest /= digits.extent[k];
     }
     return static_cast<std::size_t>(bit);
   }

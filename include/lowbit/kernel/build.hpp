@@ -15,7 +15,7 @@ struct build_args {
   std::size_t rows, cols;
   std::size_t panel_begin, panel_end;
   std::uint8_t* panels;         ///< zeroed; panel p is at p * layout->panel_bytes(cols)
-  std::uint8_t* scratch;        ///< build_scratch_bytes(*layout); one for each thread
+  std::uint8_t* scratch;        ///< build_scratch_bytes(*spec, *layout); one for each thread
 };
 
 /// Units that are built at once: so many that the walk over a row's blocks is long, so few that the codes of 16 rows stay in a
@@ -25,101 +25,189 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t units_at_once(const panel_layout& p) 
   return codes < 1024 ? 1024 / codes : 1;
 }
 
-/// Bytes of scratch that build_panels needs: the codes of 16 rows of those units.
-LOWBIT_ALWAYS_INLINE constexpr std::size_t build_scratch_bytes(const panel_layout& p) noexcept {
-  return panel_rows * units_at_once(p) * p.slabs_per_unit * slab_steps * step_weights;
+/// Bytes from one row of those codes to the next: an odd number of cache lines, so that 16 rows do not meet in the same sets.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t build_row_bytes(const panel_layout& p) noexcept {
+  return units_at_once(p) * p.slabs_per_unit * slab_steps * step_weights / 128 * 128 + 192;
+}
+/// Bytes of scratch that build_panels needs: the codes of 16 rows of those units, and 16 rows of one block.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t build_scratch_bytes(const format_spec& s, const panel_layout& p) noexcept {
+  return panel_rows * (build_row_bytes(p) + round_up(s.bytes, 16));
 }
 
 namespace detail {
 
-/// 32 codes of each of 16 rows, `stride` bytes from row to row, as eight steps.
-template <class Arch>
-LOWBIT_ALWAYS_INLINE void gather_steps(const std::uint8_t* rows, std::size_t stride, std::uint8_t* steps) noexcept {
-  using words = simd::batch<std::uint32_t, simd::arch_128<Arch>>;
-  for (std::size_t r = 0; r < panel_rows; r += 4)
-    for (std::size_t half = 0; half < 2; ++half) {
-      const auto row = [&](std::size_t i) LOWBIT_INLINE_LAMBDA {
-        return xsimd::bitwise_cast<std::uint32_t>(bytes16<Arch>::load_unaligned(rows + (r + i) * stride + half * 16));
-      };
-      const words even_low = xsimd::zip_lo(row(0), row(2)), odd_low = xsimd::zip_lo(row(1), row(3));
-      const words even_high = xsimd::zip_hi(row(0), row(2)), odd_high = xsimd::zip_hi(row(1), row(3));
-      const auto store = [&](std::size_t step, words v) LOWBIT_INLINE_LAMBDA {
-        xsimd::bitwise_cast<std::uint8_t>(v).store_unaligned(steps + (half * 4 + step) * step_bytes + r * step_weights);
-      };
-      store(0, xsimd::zip_lo(even_low, odd_low));
-      store(1, xsimd::zip_hi(even_low, odd_low));
-      store(2, xsimd::zip_lo(even_high, odd_high));
-      store(3, xsimd::zip_hi(even_high, odd_high));
-    }
-}
-
-/// Packs eight steps (64 bytes each, codes of `Bits` bits) into a slab.
+/// 32 codes of each of 16 rows, `stride` bytes from row to row, as a slab of planes. `flip`: bits that change in every code.
 template <class Arch, unsigned Bits>
-LOWBIT_ALWAYS_INLINE void pack_slab(const std::uint8_t* steps, std::uint8_t* slab) noexcept {
-  using bytes = simd::batch<std::uint8_t, Arch>;
-  if constexpr (Bits == 8) {
-    std::memcpy(slab, steps, slab_steps * step_bytes);
-  } else {
-    const auto plane = [&](auto width, unsigned from) LOWBIT_INLINE_LAMBDA {
-      constexpr unsigned per_vector = 8 / width();
-      const bytes mask(static_cast<std::uint8_t>((1u << width()) - 1));
-      for (std::size_t v = 0; v < width(); ++v, slab += step_bytes)
-        for (std::size_t lane = 0; lane < step_bytes; lane += bytes::size) {
-          bytes packed(std::uint8_t{0});
+LOWBIT_ALWAYS_INLINE void build_slab(const std::uint8_t* rows, std::size_t stride, std::uint8_t flip, std::uint8_t* slab) noexcept {
+  using words = simd::batch<std::uint32_t, Arch>;
+  constexpr std::size_t lane_bytes = simd::lanes<Arch> * step_weights;
+  const auto everywhere = [](unsigned byte) LOWBIT_INLINE_LAMBDA { return words(byte * 0x0101'0101u); };
+  const words flips = everywhere(flip);
+  for (std::size_t lane = 0; lane < step_bytes; lane += lane_bytes) {
+    const std::uint8_t* const from = rows + lane / step_weights * stride;
+    const auto first = simd::load_transposed<Arch>(from, stride, Arch{}), second = simd::load_transposed<Arch>(from + 16, stride, Arch{});
+    words step[slab_steps];
+    LOWBIT_UNROLL
+    for (std::size_t k = 0; k < 4; ++k) {
+      step[k] = first[k] ^ flips;
+      step[4 + k] = second[k] ^ flips;
+    }
+    const auto store = [&](std::size_t vector, words v) LOWBIT_INLINE_LAMBDA {
+      xsimd::bitwise_cast<std::uint8_t>(v).store_unaligned(slab + vector * step_bytes + lane);
+    };
+    if constexpr (Bits == 8) {
+      LOWBIT_UNROLL
+      for (std::size_t k = 0; k < slab_steps; ++k) store(k, step[k]);
+    } else {
+      const auto plane = [&](auto width, auto place) LOWBIT_INLINE_LAMBDA {
+        constexpr unsigned per_vector = 8 / width();
+        for (std::size_t v = 0; v < width(); ++v) {
+          words packed(0u);
           LOWBIT_UNROLL
           for (unsigned n = 0; n < per_vector; ++n) {
-            const auto step = bytes::load_unaligned(steps + (v * per_vector + n) * step_bytes + lane);
-            packed |= shift_bytes(shift_bytes(step, static_cast<int>(from)) & mask, -static_cast<int>(n * width()));
+            const int right = static_cast<int>(place()) - static_cast<int>(n * width());
+            words part = step[v * per_vector + n];
+            if constexpr (width() != Bits) part &= everywhere(((1u << width()) - 1) << place());
+            packed |= right == 0 ? part : right > 0 ? words(part >> right) : words(part << -right);
           }
-          packed.store_unaligned(slab + lane);
+          store(place() + v, packed);
         }
-    };
-    if constexpr ((Bits & 4u) != 0) plane(std::integral_constant<unsigned, 4>{}, 0);
-    if constexpr ((Bits & 2u) != 0) plane(std::integral_constant<unsigned, 2>{}, Bits & 4u);
-    if constexpr ((Bits & 1u) != 0) plane(std::integral_constant<unsigned, 1>{}, Bits & 6u);
+      };
+      if constexpr ((Bits & 4u) != 0) plane(std::integral_constant<unsigned, 4>{}, std::integral_constant<unsigned, 0>{});
+      if constexpr ((Bits & 2u) != 0) plane(std::integral_constant<unsigned, 2>{}, std::integral_constant<unsigned, Bits & 4u>{});
+      if constexpr ((Bits & 1u) != 0) plane(std::integral_constant<unsigned, 1>{}, std::integral_constant<unsigned, Bits & 6u>{});
+    }
   }
 }
 
-/// Copies the fields of one row's blocks to row `r` of panel headers.
+/// 16 x 16 bytes, turned: four perfect shuffles.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void transpose_bytes(bytes16<Arch> (&v)[panel_rows]) noexcept {
+  for (int round = 0; round < 4; ++round) {
+    bytes16<Arch> next[panel_rows];
+    LOWBIT_UNROLL
+    for (std::size_t i = 0; i < panel_rows / 2; ++i) {
+      next[2 * i] = xsimd::zip_lo(v[i], v[i + panel_rows / 2]);
+      next[2 * i + 1] = xsimd::zip_hi(v[i], v[i + panel_rows / 2]);
+    }
+    LOWBIT_UNROLL
+    for (std::size_t i = 0; i < panel_rows; ++i) v[i] = next[i];
+  }
+}
+
+/// Copies the fields of a block of each of up to 16 rows to a panel's header. The bytes that hold integers are turned first, so that
+/// one register has the same byte of all rows: an element of a field then takes the same few operations for 16 rows as for one.
 template <class Arch>
 class header_builder {
  public:
-  LOWBIT_ALWAYS_INLINE header_builder(const format_spec& s, const panel_layout& p) noexcept
-      : s_(s), p_(p), sub_scale_(s.sub_scale, s.sub_blocks()), sub_minimum_(s.sub_minimum, s.sub_blocks()), zero_point_(s.zero_point, 1) {}
-
-  LOWBIT_ALWAYS_INLINE void operator()(const std::uint8_t* block, std::size_t r, std::uint8_t* header) const noexcept {
-    copy_number(block + s_.scale.at, header, r);
-    if (s_.minimum.present()) copy_number(block + s_.minimum.at, header + p_.minimum_at, r);
-    if (p_.stored_zero) header[p_.zero_at + r] = static_cast<std::uint8_t>(zero_point_.raw(block));
-    if (p_.shape.sub == sub_kind::none) return;
-    std::uint8_t scales[max_sub_blocks], minima[max_sub_blocks];
-    sub_scale_.template unpack_values<Arch>(block, scales);
-    if (p_.shape.sub != sub_kind::scales) sub_minimum_.template unpack_values<Arch>(block, minima);
-    if (p_.shape.sub == sub_kind::nibbles)
-      for (std::size_t j = 0; j < round_up(p_.sub_blocks, 8); ++j) scales[j] = static_cast<std::uint8_t>(scales[j] | minima[j] << 4);
-    std::uint8_t* const at = header + p_.sub_scale_at + r;
-    for (std::size_t j = 0; j < p_.sub_blocks; ++j) at[j * panel_rows] = scales[j];
-    if (p_.shape.sub == sub_kind::scales_minima)
-      for (std::size_t j = 0; j < p_.sub_blocks; ++j) header[p_.sub_minimum_at + j * panel_rows + r] = minima[j];
+  /// `turned`: panel_rows bytes for each byte of a block.
+  LOWBIT_ALWAYS_INLINE header_builder(const format_spec& s, const panel_layout& p, std::size_t row_bytes, std::uint8_t* turned) noexcept
+      : s_(s), p_(p), row_bytes_(row_bytes), turned_(turned) {
+    find(s.sub_scale, s.sub_blocks(), sub_scale_at_);
+    find(s.sub_minimum, s.sub_blocks(), sub_minimum_at_);
+    find(s.zero_point, 1, zero_point_at_);
+    // Whole registers are read, within the block where it has room for one.
+    if (s.bytes >= sizeof(bytes) && begin_ > s.bytes - sizeof(bytes)) begin_ = s.bytes - sizeof(bytes);
   }
 
-  /// The scales of a block whose sub-blocks are the panel's blocks, `stride` bytes from header to header.
-  LOWBIT_ALWAYS_INLINE void split(const std::uint8_t* block, std::size_t count, std::size_t r, std::uint8_t* header, std::size_t stride) const noexcept {
-    std::uint8_t scales[max_sub_blocks];
-    sub_scale_.template unpack<Arch>(block, scales);
-    for (std::size_t j = 0; j < count; ++j) header[j * stride + r] = scales[j];
+  /// `block` is the first row's, `left` the bytes from it to the end of the row.
+  LOWBIT_ALWAYS_INLINE void operator()(const std::uint8_t* block, std::size_t left, std::size_t rows, std::uint8_t* header) const noexcept {
+    copy_numbers(block + s_.scale.at, rows, header);
+    if (s_.minimum.present()) copy_numbers(block + s_.minimum.at, rows, header + p_.minimum_at);
+    if (begin_ >= end_) return;
+    turn(block, left, rows);
+    if (p_.stored_zero) raw(s_.zero_point, zero_point_at_, 0).store_unaligned(header + p_.zero_at);
+    if (p_.shape.sub == sub_kind::none) return;
+    for (std::size_t j = 0; j < p_.sub_blocks; ++j) {
+      bytes scale = value(s_.sub_scale, sub_scale_at_, j);
+      if (p_.shape.sub == sub_kind::nibbles) scale |= shift_bytes(value(s_.sub_minimum, sub_minimum_at_, j), -4);
+      scale.store_unaligned(header + p_.sub_scale_at + j * panel_rows);
+      if (p_.shape.sub == sub_kind::scales_minima) value(s_.sub_minimum, sub_minimum_at_, j).store_unaligned(header + p_.sub_minimum_at + j * panel_rows);
+    }
+  }
+
+  /// The scales of blocks whose sub-blocks are the panel's blocks, the first `count` of each row, `stride` bytes from header to header.
+  LOWBIT_ALWAYS_INLINE void split(const std::uint8_t* block, std::size_t left, std::size_t rows, std::size_t count, std::uint8_t* header,
+                                  std::size_t stride) const noexcept {
+    turn(block, left, rows);
+    for (std::size_t j = 0; j < count; ++j) raw(s_.sub_scale, sub_scale_at_, j).store_unaligned(header + j * stride);
   }
 
  private:
-  LOWBIT_ALWAYS_INLINE void copy_number(const std::uint8_t* from, std::uint8_t* to, std::size_t r) const noexcept {
-    if (s_.scale.type == number::f32) std::memcpy(to + r * 4, from, 4);
-    else if (size_of(s_.scale.type) == 1) to[r] = *from;
-    else std::memcpy(to + r * 2, from, 2);
+  using bytes = bytes16<Arch>;
+  LOWBIT_ALWAYS_INLINE static const plane& plane_at(const integer_field& f, std::size_t k) noexcept { return (&f.planes[0])[k]; }
+
+  /// The places of a field's elements, in bits.
+  using places = std::uint32_t[3][max_sub_blocks];
+
+  LOWBIT_ALWAYS_INLINE void find(const integer_field& f, std::size_t elements, places& at) noexcept {
+    for (std::size_t k = 0; k < 3 && plane_at(f, k).bits != 0; ++k)
+      for (std::size_t j = 0; j < elements; ++j) {
+        at[k][j] = static_cast<std::uint32_t>(plane_at(f, k).position(j));
+        const std::size_t first = at[k][j] / 8, last = (at[k][j] + plane_at(f, k).bits - 1) / 8;
+        if (first < begin_) begin_ = first;
+        if (last >= end_) end_ = last + 1;
+      }
+  }
+
+  LOWBIT_ALWAYS_INLINE void turn(const std::uint8_t* block, std::size_t left, std::size_t rows) const noexcept {
+    for (std::size_t at = begin_; at < end_; at += sizeof(bytes)) {
+      const std::size_t from = s_.bytes < sizeof(bytes) ? 0 : at < s_.bytes - sizeof(bytes) ? at : s_.bytes - sizeof(bytes);
+      bytes row[panel_rows];
+      for (std::size_t r = 0; r < panel_rows; ++r) {
+        if (r >= rows) {
+          row[r] = bytes(std::uint8_t{0});
+        } else if (left >= sizeof(bytes)) {
+          row[r] = bytes::load_unaligned(block + r * row_bytes_ + from);
+        } else {
+          std::uint8_t whole[sizeof(bytes)] = {};
+          std::memcpy(whole, block + r * row_bytes_, s_.bytes);
+          row[r] = bytes::load_unaligned(whole);
+        }
+      }
+      transpose_bytes<Arch>(row);
+      for (std::size_t i = 0; i < sizeof(bytes); ++i) row[i].store_unaligned(turned_ + (from + i) * panel_rows);
+    }
+  }
+
+  /// The stored bits of element j.
+  LOWBIT_ALWAYS_INLINE bytes raw(const integer_field& f, const places& places_of_field, std::size_t j) const noexcept {
+    bytes v(std::uint8_t{0});
+    for (std::size_t k = 0; k < 3 && plane_at(f, k).bits != 0; ++k) {
+      const plane& p = plane_at(f, k);
+      const std::size_t bit = places_of_field[k][j];
+      const auto shift = static_cast<unsigned>(bit % 8);
+      const std::uint8_t* const at = turned_ + bit / 8 * panel_rows;
+      const auto part = [](const std::uint8_t* from, unsigned first, unsigned n, unsigned to) LOWBIT_INLINE_LAMBDA {
+        const bytes masked = bytes::load_unaligned(from) & bytes(static_cast<std::uint8_t>(((1u << n) - 1) << first));
+        return shift_bytes(masked, static_cast<int>(first) - static_cast<int>(to));
+      };
+      const unsigned here = p.bits < 8 - shift ? p.bits : 8 - shift;
+      v |= part(at, shift, here, p.shift);
+      if (here < p.bits) v |= part(at + panel_rows, 0, p.bits - here, p.shift + here);
+    }
+    return v;
+  }
+  /// The integer that they mean, as a byte (two's complement where negative).
+  LOWBIT_ALWAYS_INLINE bytes value(const integer_field& f, const places& at, std::size_t j) const noexcept {
+    const unsigned sign = f.is_signed ? 1u << (f.bits() - 1) : 0u, less = f.is_signed ? sign : static_cast<unsigned>(f.zero);
+    return (raw(f, at, j) ^ bytes(static_cast<std::uint8_t>(sign))) - bytes(static_cast<std::uint8_t>(less));
+  }
+
+  LOWBIT_ALWAYS_INLINE void copy_numbers(const std::uint8_t* from, std::size_t rows, std::uint8_t* to) const noexcept {
+    const auto copy = [&](auto size) LOWBIT_INLINE_LAMBDA {
+      for (std::size_t r = 0; r < rows; ++r) std::memcpy(to + r * size(), from + r * row_bytes_, size());
+    };
+    if (s_.scale.type == number::f32) copy(std::integral_constant<std::size_t, 4>{});
+    else if (size_of(s_.scale.type) == 1) copy(std::integral_constant<std::size_t, 1>{});
+    else copy(std::integral_constant<std::size_t, 2>{});
   }
 
   const format_spec& s_;
   const panel_layout& p_;
-  sub_block_field sub_scale_, sub_minimum_, zero_point_;
+  std::size_t row_bytes_, begin_ = ~std::size_t{0}, end_ = 0;
+  std::uint8_t* turned_;
+  places sub_scale_at_, sub_minimum_at_, zero_point_at_;
 };
 
 }  // namespace detail
@@ -137,10 +225,10 @@ void build_plain_panels(const build_args& a) noexcept {
     for (; count == panel_rows && c + at_once <= a.cols; c += at_once) {
       std::uint8_t* const to = out + c * panel_rows * size;
       if (size == 4) {
-        detail::gather_steps<Arch>(rows + c * size, a.row_bytes, to);
+        detail::build_slab<Arch, 8>(rows + c * size, a.row_bytes, 0, to);
       } else {  // words of two columns
         alignas(64) std::uint32_t pairs[slab_steps][panel_rows];
-        detail::gather_steps<Arch>(rows + c * size, a.row_bytes, reinterpret_cast<std::uint8_t*>(pairs));
+        detail::build_slab<Arch, 8>(rows + c * size, a.row_bytes, 0, reinterpret_cast<std::uint8_t*>(pairs));
         for (std::size_t k = 0; k < slab_steps; ++k) {
           std::uint16_t columns[2][panel_rows];
           for (std::size_t r = 0; r < panel_rows; ++r) {
@@ -161,12 +249,12 @@ void build_panels(const build_args& a) noexcept {
   const format_spec& s = *a.spec;
   const panel_layout& p = *a.layout;
   if (p.shape.level == level_kind::plain) return build_plain_panels<Arch>(a);
-  const detail::header_builder<Arch> build_header(s, p);
+  const detail::header_builder<Arch> build_header(s, p, a.row_bytes, a.scratch + panel_rows * build_row_bytes(p));
   const std::size_t blocks = p.blocks(a.cols), panel_bytes = p.panel_bytes(a.cols), per = s.block / p.block;
   const std::size_t block_codes = p.block_steps() * step_weights, blocks_at_once = units_at_once(p) * p.blocks_per_unit;
-  const std::size_t row_codes = blocks_at_once * block_codes;
+  const std::size_t row_codes = build_row_bytes(p);
   const bool padded = p.sub_steps * step_weights != p.sub_block;
-  // Codes are kept unsigned below 8 bits, signed at 8.
+  // Codes are kept unsigned below 8 bits, signed at 8. What pads rows and sub-blocks is multiplied by zeros.
   const bool flip = p.shape.level == level_kind::signed_byte ? !s.codes.is_signed : s.codes.is_signed;
   const auto flip_bit = static_cast<std::uint8_t>(flip ? 1u << (p.shape.bits - 1) : 0u);
 
@@ -175,45 +263,40 @@ void build_panels(const build_args& a) noexcept {
     const std::size_t rows = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
     for (std::size_t first = 0; first < blocks; first += blocks_at_once) {
       const std::size_t count = blocks - first < blocks_at_once ? blocks - first : blocks_at_once, stored = ceil_div(count, per);
-      std::uint8_t* const units = out + p.header_at(first);
+      const std::uint8_t* const from = a.blocks + panel * panel_rows * a.row_bytes + first / per * s.bytes;
+      const std::size_t row_left = s.row_blocks(a.cols) * s.bytes - first / per * s.bytes;
+      std::uint8_t* unit = out + p.header_at(first);
+      for (std::size_t b = 0; b < count; unit += p.unit_bytes())
+        for (std::size_t k = 0; k < p.blocks_per_unit && b < count; k += per, b += per) {
+          std::uint8_t* const header = unit + k * p.header_bytes;
+          const std::size_t at = b / per * s.bytes;
+          if (per == 1) build_header(from + at, row_left - at, rows, header);
+          else build_header.split(from + at, row_left - at, rows, count - b < per ? count - b : per, header, p.header_bytes);
+        }
       if (rows < panel_rows || padded || count < blocks_at_once) std::memset(a.scratch, 0, panel_rows * row_codes);
       for (std::size_t r = 0; r < rows; ++r) {
-        const std::uint8_t* const row = a.blocks + (panel * panel_rows + r) * a.row_bytes + first / per * s.bytes;
+        const std::uint8_t* const row = from + r * a.row_bytes;
         std::uint8_t* const codes = a.scratch + r * row_codes;
-        std::uint8_t* unit = units;
-        for (std::size_t b = 0; b < count; unit += p.unit_bytes())
-          for (std::size_t k = 0; k < p.blocks_per_unit && b < count; k += per, b += per) {
-            std::uint8_t* const header = unit + k * p.header_bytes;
-            if (per == 1) build_header(row + b * s.bytes, r, header);
-            else build_header.split(row + b / per * s.bytes, count - b < per ? count - b : per, r, header, p.header_bytes);
-          }
         if (!padded && s.block <= piece) {
           unpack_codes<Arch>(s, row, stored, 0, s.block, codes);
-        } else {
-          std::uint8_t buffer[piece];
-          for (std::size_t b = 0; b < stored; ++b)
-            for (std::size_t i = 0; i < s.block; i += piece) {
-              const std::size_t n = s.block - i < piece ? s.block - i : piece;
-              unpack_codes<Arch>(s, row + b * s.bytes, 1, i, n, buffer);
-              for (std::size_t k = 0; k < n; ++k)
-                codes[b * per * block_codes + (i + k) / p.sub_block * (p.sub_steps * step_weights) + (i + k) % p.sub_block] = buffer[k];
-            }
+          continue;
         }
-        if (flip_bit == 0) continue;
-        for (std::size_t b = 0; b < count; ++b)
-          for (std::size_t j = 0; j < p.sub_blocks; ++j) {
-            std::uint8_t* const sub = codes + b * block_codes + j * p.sub_steps * step_weights;
-            for (std::size_t k = 0; k < p.sub_block; ++k) sub[k] ^= flip_bit;
+        std::uint8_t buffer[piece];
+        for (std::size_t b = 0; b < stored; ++b)
+          for (std::size_t i = 0; i < s.block; i += piece) {
+            const std::size_t n = s.block - i < piece ? s.block - i : piece;
+            unpack_codes<Arch>(s, row + b * s.bytes, 1, i, n, buffer);
+            for (std::size_t k = 0; k < n; ++k)
+              codes[b * per * block_codes + (i + k) / p.sub_block * (p.sub_steps * step_weights) + (i + k) % p.sub_block] = buffer[k];
           }
       }
       const std::size_t slabs = ceil_div(count * p.block_steps(), slab_steps);
       detail::with_width(p.shape.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
-        for (std::size_t i = 0; i < slabs; ++i) {
-          const std::size_t unit = i / p.slabs_per_unit, in_unit = i % p.slabs_per_unit;
-          alignas(64) std::uint8_t steps[slab_steps * step_bytes];
-          detail::gather_steps<Arch>(a.scratch + i * slab_steps * step_weights, row_codes, steps);
-          detail::pack_slab<Arch, bits()>(steps, out + p.codes_at(first + unit * p.blocks_per_unit) + in_unit * p.slab_bytes());
-        }
+        const std::uint8_t* codes = a.scratch;
+        std::uint8_t* slab = out + p.codes_at(first);
+        for (std::size_t left = slabs; left != 0; slab += p.unit_headers())
+          for (std::size_t k = 0; k < p.slabs_per_unit && left != 0; ++k, --left, codes += slab_steps * step_weights, slab += p.slab_bytes())
+            detail::build_slab<Arch, bits()>(codes, row_codes, flip_bit, slab);
       });
     }
   }

@@ -30,7 +30,7 @@ LOWBIT_ALWAYS_INLINE B shift_bytes(B v, int right) noexcept {
 /// Where codes go: out of the block, or into one whose code bits are zero.
 enum class direction : std::uint8_t { unpack, pack };
 
-/// Sixteen or eight bytes that are shifted and masked together.
+/// A register of bytes, or eight of them in a word, that are shifted and masked together.
 template <class A>
 LOWBIT_ALWAYS_INLINE auto load_as(simd::batch<std::uint8_t, A>, const std::uint8_t* p) noexcept {
   return simd::batch<std::uint8_t, A>::load_unaligned(p);
@@ -46,11 +46,11 @@ LOWBIT_ALWAYS_INLINE std::uint64_t shift_bytes(std::uint64_t v, int right) noexc
 
 /// Moves codes between a byte each and a plane whose codes lie side by side in bytes, at bit `right` of each (less the place in the
 /// code). The first plane of a field overwrites, the others add their bits.
-template <direction To, class Bytes>
-LOWBIT_ALWAYS_INLINE void move_bytes(std::uint8_t* block, std::uint8_t* codes, int right, Bytes mask, bool first) noexcept {
+template <direction To, bool First, class Bytes>
+LOWBIT_ALWAYS_INLINE void move_bytes(std::uint8_t* block, std::uint8_t* codes, int right, Bytes mask) noexcept {
   if constexpr (To == direction::unpack) {
     auto code = shift_bytes(load_as(mask, block), right) & mask;
-    if (!first) code |= load_as(mask, codes);
+    if constexpr (!First) code |= load_as(mask, codes);
     store(code, codes);
   } else {
     const auto part = shift_bytes(load_as(mask, codes) & mask, -right);
@@ -58,19 +58,50 @@ LOWBIT_ALWAYS_INLINE void move_bytes(std::uint8_t* block, std::uint8_t* codes, i
   }
 }
 
-/// Moves eight codes of a plane of `Bits`-bit codes packed one after the other.
-template <class Arch, direction To, unsigned Bits>
-LOWBIT_ALWAYS_INLINE void move_dense(std::uint8_t* block, std::uint8_t* codes, unsigned shift, bool first) noexcept {
-  std::uint64_t packed = 0, bytes;
-  std::memcpy(&packed, block, Bits);
-  std::memcpy(&bytes, codes, 8);
+/// The first N <= 8 bytes of a word. In two overlapping or adjoining pieces: copied into a variable on the stack piece by piece, the
+/// word would have to wait until all of them have reached the cache.
+template <unsigned N>
+LOWBIT_ALWAYS_INLINE std::uint64_t load_word(const std::uint8_t* p) noexcept {
+  const auto part = [p](auto type, unsigned at) LOWBIT_INLINE_LAMBDA {
+    std::memcpy(&type, p + at, sizeof type);
+    return static_cast<std::uint64_t>(type) << (8 * at);
+  };
+  if constexpr (N == 8) return part(std::uint64_t{}, 0);
+  else if constexpr (N > 4) return part(std::uint32_t{}, 0) | part(std::uint32_t{}, N - 4);
+  else if constexpr (N == 4) return part(std::uint32_t{}, 0);
+  else if constexpr (N > 1) return part(std::uint16_t{}, 0) | part(std::uint16_t{}, N - 2);
+  else return *p;
+}
+template <unsigned N>
+LOWBIT_ALWAYS_INLINE void store_word(std::uint64_t word, std::uint8_t* p) noexcept {
+  const auto part = [&](auto type, unsigned at) LOWBIT_INLINE_LAMBDA {
+    type = static_cast<decltype(type)>(word >> (8 * at));
+    std::memcpy(p + at, &type, sizeof type);
+  };
+  if constexpr (N == 8) part(std::uint64_t{}, 0);
+  else if constexpr (N > 4) part(std::uint32_t{}, 0), part(std::uint32_t{}, N - 4);
+  else if constexpr (N == 4) part(std::uint32_t{}, 0);
+  else if constexpr (N > 1) part(std::uint16_t{}, 0), part(std::uint16_t{}, N - 2);
+  else *p = static_cast<std::uint8_t>(word);
+}
+
+/// Unpacks sixteen codes of a plane of `Bits`-bit codes packed one after the other. Reads sixteen bytes.
+template <class Arch, unsigned Bits, bool First>
+LOWBIT_ALWAYS_INLINE void unpack_dense(const std::uint8_t* block, std::uint8_t* codes, int shift) noexcept {
+  using bytes = bytes16<Arch>;
+  bytes code = shift_bytes(simd::spread_codes<Bits>(bytes::load_unaligned(block), simd::arch_128<Arch>{}), -shift);
+  if constexpr (!First) code |= bytes::load_unaligned(codes);
+  code.store_unaligned(codes);
+}
+/// Moves eight of them.
+template <class Arch, direction To, unsigned Bits, bool First>
+LOWBIT_ALWAYS_INLINE void move_dense(std::uint8_t* block, std::uint8_t* codes, unsigned shift) noexcept {
   if constexpr (To == direction::unpack) {
-    const std::uint64_t spread = simd::spread_bits<Bits>(packed, Arch{}) << shift;
-    bytes = first ? spread : bytes | spread;
-    std::memcpy(codes, &bytes, 8);
+    std::uint64_t code = simd::spread_bits<Bits>(load_word<Bits>(block), Arch{}) << shift;
+    if constexpr (!First) code |= load_word<8>(codes);
+    store(code, codes);
   } else {
-    packed |= simd::gather_bits<Bits>((bytes >> shift) & simd::low_bits<Bits>, Arch{});
-    std::memcpy(block, &packed, Bits);
+    store_word<Bits>(load_word<Bits>(block) | simd::gather_bits<Bits>((load_word<8>(codes) >> shift) & simd::low_bits<Bits>, Arch{}), block);
   }
 }
 
@@ -125,61 +156,112 @@ LOWBIT_ALWAYS_INLINE pattern pattern_of(const plane& p, bool is_first) noexcept 
   return dense ? pattern::dense : pattern::other;
 }
 
-/// Codes [first, first + count) of `blocks` consecutive blocks. The const of one of the two pointers is taken off by the callers below.
+/// Where the runs of a plane begin, one after the other: its digits but the lowest counted up, as divisions would take longer than the
+/// moves between them.
+class run_positions {
+ public:
+  /// The run that begins at element `first`.
+  LOWBIT_ALWAYS_INLINE run_positions(const plane& p, std::size_t first) noexcept : digits_(p.digits), bit_(static_cast<std::ptrdiff_t>(p.base)) {
+    if (first == 0) return;
+    bit_ = static_cast<std::ptrdiff_t>(p.position(first));
+    std::size_t rest = first / extent(0);
+    for (std::size_t k = 1; k < 4 && extent(k) != 0; rest /= extent(k), ++k) digit_[k] = static_cast<unsigned>(rest % extent(k));
+  }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE std::size_t bit() const noexcept { return static_cast<std::size_t>(bit_); }
+  LOWBIT_ALWAYS_INLINE void next() noexcept {
+    for (std::size_t k = 1; k < 4 && extent(k) != 0; ++k) {
+      const std::ptrdiff_t stride = (&digits_.stride[0])[k];
+      bit_ += stride;
+      if (++digit_[k] < extent(k)) return;
+      bit_ -= stride * static_cast<std::ptrdiff_t>(extent(k));
+      digit_[k] = 0;
+    }
+  }
+
+ private:
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE unsigned extent(std::size_t k) const noexcept { return (&digits_.extent[0])[k]; }
+  const axes& digits_;
+  std::ptrdiff_t bit_;
+  unsigned digit_[4] = {};
+};
+
+/// The codes [first, first + count) of one plane of `blocks` consecutive blocks. `First`: the plane is the field's first.
+template <class Arch, direction To, bool First>
+LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, std::uint8_t* block, std::size_t blocks, std::size_t first,
+                                     std::size_t count, std::uint8_t* codes) noexcept {
+  std::size_t done = 0;
+  switch (pattern_of(p, First)) {
+    case pattern::bytes: {
+      const std::size_t run = p.digits.extent[0];
+      const std::uint8_t mask = static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift);
+      run_positions position(p, first);
+      const auto move = [&](auto bytes) LOWBIT_INLINE_LAMBDA {
+        for (; done + run <= count; done += run, position.next()) {
+          const int right = static_cast<int>(position.bit() % 8) - static_cast<int>(p.shift);
+          for (std::size_t i = 0; i < run; i += sizeof bytes) {
+            std::uint8_t* from = block + position.bit() / 8 + i;
+            std::uint8_t* to = codes + done + i;
+            for (std::size_t b = 0; b < blocks; ++b, from += block_bytes, to += count) move_bytes<To, First>(from, to, right, bytes);
+          }
+        }
+      };
+      using wide = simd::batch<std::uint8_t, Arch>;
+      if (run % wide::size == 0) move(wide(mask));
+      else if (run % 16 == 0) move(bytes16<Arch>(mask));
+      else move(mask * std::uint64_t{0x0101'0101'0101'0101u});
+      break;
+    }
+    case pattern::dense:
+      with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
+        const std::size_t at = p.position(first) / 8, last = blocks * block_bytes - at;
+        const unsigned shift = p.shift;
+        for (std::size_t b = 0; b < blocks; ++b) {
+          std::uint8_t* packed = block + b * block_bytes + at;
+          std::uint8_t* const to = codes + b * count;
+          std::size_t i = 0;
+          if constexpr (To == direction::unpack && bits() < 8) {
+            // Sixteen bytes are there for all but the last codes of the last block.
+            const std::size_t left = last - b * block_bytes, safe = left >= 16 ? ((left - 16) / (2 * bits()) + 1) * 16 : 0;
+            for (const std::size_t end = safe < count ? safe : count; i + 16 <= end; i += 16, packed += 2 * bits())
+              unpack_dense<Arch, bits(), First>(packed, to + i, static_cast<int>(shift));
+          }
+          for (; i + 8 <= count; i += 8, packed += bits()) move_dense<Arch, To, bits(), First>(packed, to + i, shift);
+        }
+      });
+      done = count / 8 * 8;
+      break;
+    case pattern::nibbles: {
+      const unsigned top = (&p.digits.stride[0])[0] < 0 ? 1 : 0;
+      const std::size_t at = p.base / 8 + first / 2;
+      for (std::size_t b = 0; b < blocks; ++b)
+        for (std::size_t i = 0; i + 32 <= count; i += 32)
+          move_nibbles<Arch, To>(block + b * block_bytes + at + i / 2, codes + b * count + i, top);
+      done = count / 32 * 32;
+      break;
+    }
+    case pattern::other: break;
+  }
+  for (std::size_t i = done; i < count; ++i) {
+    const std::size_t bit = p.position(first + i);
+    for (std::size_t b = 0; b < blocks; ++b) {
+      std::uint8_t& code = codes[b * count + i];
+      std::uint8_t* const at = block + b * block_bytes;
+      if constexpr (To == direction::unpack)
+        code = static_cast<std::uint8_t>((First ? 0u : code) | read_bits(at, bit, p.bits) << p.shift);
+      else
+        write_bits(at, bit, p.bits, read_bits(at, bit, p.bits) | static_cast<unsigned>(code >> p.shift));
+    }
+  }
+}
+
+/// All planes. The const of one of the two pointers is taken off by the callers below.
 template <class Arch, direction To>
 LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, std::size_t blocks, std::size_t first, std::size_t count,
                                      std::uint8_t* codes) noexcept {
   for (const plane& p : s.codes.planes) {
     if (p.bits == 0) break;
-    const bool is_first = &p == &s.codes.planes[0];
-    std::size_t done = 0;
-    switch (pattern_of(p, is_first)) {
-      case pattern::bytes: {
-        const std::size_t run = p.digits.extent[0];
-        const std::uint8_t mask = static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift);
-        const auto move = [&](std::size_t at, auto bytes) LOWBIT_INLINE_LAMBDA {
-          const std::size_t bit = p.position(first + at);
-          const int right = static_cast<int>(bit % 8) - static_cast<int>(p.shift);
-          for (std::size_t b = 0; b < blocks; ++b)
-            for (std::size_t i = 0; i < run; i += sizeof bytes)
-              move_bytes<To>(block + b * s.bytes + bit / 8 + i, codes + b * count + at + i, right, bytes, is_first);
-        };
-        for (; done + run <= count; done += run) {
-          if (run % 16 == 0) move(done, bytes16<Arch>(mask));
-          else move(done, mask * std::uint64_t{0x0101'0101'0101'0101u});
-        }
-        break;
-      }
-      case pattern::dense:
-        with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
-          const std::size_t at = p.position(first) / 8;
-          for (std::size_t b = 0; b < blocks; ++b)
-            for (std::size_t g = 0; g < count / 8; ++g)
-              move_dense<Arch, To, bits()>(block + b * s.bytes + at + g * bits(), codes + b * count + g * 8, p.shift, is_first);
-        });
-        done = count / 8 * 8;
-        break;
-      case pattern::nibbles: {
-        const unsigned top = (&p.digits.stride[0])[0] < 0 ? 1 : 0;
-        for (std::size_t b = 0; b < blocks; ++b)
-          for (std::size_t i = 0; i + 32 <= count; i += 32)
-            move_nibbles<Arch, To>(block + b * s.bytes + p.base / 8 + (first + i) / 2, codes + b * count + i, top);
-        done = count / 32 * 32;
-        break;
-      }
-      case pattern::other: break;
-    }
-    for (std::size_t i = done; i < count; ++i) {
-      const std::size_t bit = p.position(first + i);
-      for (std::size_t b = 0; b < blocks; ++b) {
-        std::uint8_t& code = codes[b * count + i];
-        std::uint8_t* const at = block + b * s.bytes;
-        if constexpr (To == direction::unpack)
-          code = static_cast<std::uint8_t>((is_first ? 0u : code) | read_bits(at, bit, p.bits) << p.shift);
-        else
-          write_bits(at, bit, p.bits, read_bits(at, bit, p.bits) | static_cast<unsigned>(code >> p.shift));
-      }
-    }
+    if (&p == &s.codes.planes[0]) move_plane<Arch, To, true>(p, s.bytes, block, blocks, first, count, codes);
+    else move_plane<Arch, To, false>(p, s.bytes, block, blocks, first, count, codes);
   }
 }
 
@@ -215,9 +297,7 @@ class sub_block_field {
       } else if (pattern_[k] == pattern::dense) {
         with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
           for (std::size_t j = 0; j < count_; j += 8) {
-            std::uint64_t packed = 0;
-            std::memcpy(&packed, block + at[j] / 8, bits());
-            sum[j / 8] |= simd::spread_bits<bits()>(packed, Arch{}) << p.shift;
+            sum[j / 8] |= simd::spread_bits<bits()>(load_word<bits()>(block + at[j] / 8), Arch{}) << p.shift;
           }
         });
       } else {

@@ -23,7 +23,7 @@ class panel_matrix {
     m.bytes_ = aligned_buffer(m.size_bytes());
     LOWBIT_EXPECTS(m.bytes_.size() == m.size_bytes());
     for_parts(executor, panels, 1, [&](std::size_t begin, std::size_t end) {
-      aligned_buffer scratch(kernel::build_scratch_bytes(m.layout_));
+      aligned_buffer scratch(kernel::build_scratch_bytes(w.spec->planes(), m.layout_));
       if (w.spec->is_recoded()) return m.build_recoded(w, begin, end, scratch.data());
       unit.build_panels({w.spec, &m.layout_, w.data, w.row_bytes(), w.rows, w.cols, begin, end, m.bytes_.data(), scratch.data()});
     });

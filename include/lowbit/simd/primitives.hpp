@@ -9,6 +9,7 @@
 #include <lowbit/core/float16.hpp>
 #include <lowbit/simd/arch.hpp>
 
+#include <array>
 #include <cstring>
 
 namespace lowbit::simd {
@@ -169,6 +170,24 @@ LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, require
 /// What was streamed is there for other threads before what this thread stores next.
 LOWBIT_ALWAYS_INLINE void fence_streamed(requires_arch<xsimd::generic>) noexcept {}
 
+// ---- transposition ---------------------------------------------------------------------------------------------------------------
+
+/// Sixteen bytes of each of as many rows as a register has 32-bit lanes, `stride` bytes from row to row, as four registers: lane r of
+/// register k is word k of row r. Registers of more than 128 bits have their own.
+template <class Arch>
+  requires(lanes<Arch> == 4)
+LOWBIT_ALWAYS_INLINE std::array<batch<std::uint32_t, Arch>, 4> load_transposed(const std::uint8_t* p, std::size_t stride,
+                                                                               requires_arch<xsimd::generic>) noexcept {
+  using words = batch<std::uint32_t, Arch>;
+  const auto row = [&](std::size_t r) LOWBIT_INLINE_LAMBDA {
+    return xsimd::bitwise_cast<std::uint32_t>(batch<std::uint8_t, Arch>::load_unaligned(p + r * stride));
+  };
+  const words even_low = xsimd::zip_lo(row(0), row(2)), odd_low = xsimd::zip_lo(row(1), row(3));
+  const words even_high = xsimd::zip_hi(row(0), row(2)), odd_high = xsimd::zip_hi(row(1), row(3));
+  return {xsimd::zip_lo(even_low, odd_low), xsimd::zip_hi(even_low, odd_low), xsimd::zip_lo(even_high, odd_high),
+          xsimd::zip_hi(even_high, odd_high)};
+}
+
 // ---- bit streams ----------------------------------------------------------------------------------------------------------------
 
 /// The low `Bits` bits of each byte of a word.
@@ -195,6 +214,20 @@ LOWBIT_ALWAYS_INLINE std::uint64_t gather_bits(std::uint64_t x, requires_arch<xs
   x = (x & one) | ((x >> (8 - Bits)) & (one << Bits));
   x = (x & two) | ((x >> (16 - 2 * Bits)) & (two << (2 * Bits)));
   return (x & four) | ((x >> (32 - 4 * Bits)) & (four << (4 * Bits)));
+}
+
+/// Sixteen codes of `Bits` < 8 bits, packed in the low bytes of a register of 128 bits, one to a byte.
+template <unsigned Bits, class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> spread_codes(batch<std::uint8_t, Arch> packed, requires_arch<xsimd::generic>) noexcept {
+  static_assert(batch<std::uint8_t, Arch>::size == 16);
+  alignas(16) std::uint8_t from[24];
+  packed.store_aligned(from);
+  std::uint64_t words[2];
+  std::memcpy(words, from, 8);
+  std::memcpy(words + 1, from + Bits, 8);
+  for (std::uint64_t& w : words) w = spread_bits<Bits>(w & (~std::uint64_t{0} >> (64 - 8 * Bits)), Arch{});
+  std::memcpy(from, words, 16);
+  return batch<std::uint8_t, Arch>::load_aligned(from);
 }
 
 // ---- the lesser of two ----------------------------------------------------------------------------------------------------------

@@ -85,6 +85,17 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t*
 }
 
 template <class Arch>
+LOWBIT_ALWAYS_INLINE std::array<batch<std::uint32_t, Arch>, 4> load_transposed(const std::uint8_t* p, std::size_t stride,
+                                                                               requires_arch<xsimd::avx2>) noexcept {
+  const auto row = [&](std::size_t r) LOWBIT_INLINE_LAMBDA { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + r * stride)); };
+  const auto rows = [&](std::size_t r) LOWBIT_INLINE_LAMBDA { return _mm256_inserti128_si256(_mm256_castsi128_si256(row(r)), row(r + 4), 1); };
+  const __m256i even_low = _mm256_unpacklo_epi32(rows(0), rows(2)), odd_low = _mm256_unpacklo_epi32(rows(1), rows(3));
+  const __m256i even_high = _mm256_unpackhi_epi32(rows(0), rows(2)), odd_high = _mm256_unpackhi_epi32(rows(1), rows(3));
+  return {_mm256_unpacklo_epi32(even_low, odd_low), _mm256_unpackhi_epi32(even_low, odd_low), _mm256_unpacklo_epi32(even_high, odd_high),
+          _mm256_unpackhi_epi32(even_high, odd_high)};
+}
+
+template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, requires_arch<xsimd::avx2>) noexcept {
   _mm256_stream_ps(p, v);
 }

@@ -91,6 +91,20 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
 }
 
 template <class Arch>
+LOWBIT_ALWAYS_INLINE std::array<batch<std::uint32_t, Arch>, 4> load_transposed(const std::uint8_t* p, std::size_t stride,
+                                                                               requires_arch<xsimd::avx512f>) noexcept {
+  const auto row = [&](std::size_t r) LOWBIT_INLINE_LAMBDA { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + r * stride)); };
+  const auto rows = [&](std::size_t r) LOWBIT_INLINE_LAMBDA {
+    const __m512i two = _mm512_inserti32x4(_mm512_castsi128_si512(row(r)), row(r + 4), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(two, row(r + 8), 2), row(r + 12), 3);
+  };
+  const __m512i even_low = _mm512_unpacklo_epi32(rows(0), rows(2)), odd_low = _mm512_unpacklo_epi32(rows(1), rows(3));
+  const __m512i even_high = _mm512_unpackhi_epi32(rows(0), rows(2)), odd_high = _mm512_unpackhi_epi32(rows(1), rows(3));
+  return {_mm512_unpacklo_epi32(even_low, odd_low), _mm512_unpackhi_epi32(even_low, odd_low), _mm512_unpacklo_epi32(even_high, odd_high),
+          _mm512_unpackhi_epi32(even_high, odd_high)};
+}
+
+template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
   _mm512_stream_ps(p, v);
 }

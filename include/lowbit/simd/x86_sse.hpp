@@ -94,6 +94,30 @@ LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> lookup16(batch<std::uint8_t, Arch
                                                         requires_arch<xsimd::ssse3>) noexcept {
   return _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), index);
 }
+
+// A code's two bytes go to a 16-bit lane, a product moves it to the top of the lane, a shift to the bottom.
+template <unsigned Bits, class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> spread_codes(batch<std::uint8_t, Arch> packed, requires_arch<xsimd::ssse3>) noexcept {
+  struct places {
+    alignas(16) std::uint8_t byte[2][16];
+    alignas(16) std::uint16_t factor[8];  // the same for both halves, which are Bits whole bytes apart
+  };
+  static constexpr places at = [] {
+    places p{};
+    for (unsigned i = 0; i < 16; ++i) {
+      p.byte[i / 8][2 * (i % 8)] = static_cast<std::uint8_t>(i * Bits / 8);
+      p.byte[i / 8][2 * (i % 8) + 1] = static_cast<std::uint8_t>(i * Bits / 8 + 1);
+      p.factor[i % 8] = static_cast<std::uint16_t>(1u << (16 - Bits - i * Bits % 8));
+    }
+    return p;
+  }();
+  const __m128i factor = _mm_load_si128(reinterpret_cast<const __m128i*>(at.factor));
+  const auto half = [&](std::size_t k) LOWBIT_INLINE_LAMBDA {
+    const __m128i pairs = _mm_shuffle_epi8(packed, _mm_load_si128(reinterpret_cast<const __m128i*>(at.byte[k])));
+    return _mm_srli_epi16(_mm_mullo_epi16(pairs, factor), 16 - Bits);
+  };
+  return _mm_packus_epi16(half(0), half(1));
+}
 #endif
 
 #if XSIMD_WITH_SSE4_1
