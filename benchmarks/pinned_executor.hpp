@@ -15,17 +15,20 @@
 
 namespace lowbit::bench {
 
-/// The processors that this process may run on.
-inline std::vector<int> processors() {
-  std::vector<int> out;
+/// The processors that this process was allowed when this was first called.
+inline const std::vector<int>& processors() {
+  static const std::vector<int> all = [] {
+    std::vector<int> out;
 #if defined(__linux__)
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0)
-    for (int i = 0; i < CPU_SETSIZE; ++i)
-      if (CPU_ISSET(i, &set)) out.push_back(i);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+      for (int i = 0; i < CPU_SETSIZE; ++i)
+        if (CPU_ISSET(i, &set)) out.push_back(i);
 #endif
-  return out;
+    return out;
+  }();
+  return all;
 }
 
 /// Keeps the calling thread on some of them, where the system can.
@@ -41,7 +44,7 @@ inline void stay_on([[maybe_unused]] std::span<const int> some) {
 /// An executor of `threads` threads, the caller's among them, on the first processors. The caller is pinned while it lives.
 class pinned_executor {
  public:
-  explicit pinned_executor(std::size_t threads) : before_(processors()), threads_(threads) {
+  explicit pinned_executor(std::size_t threads) : threads_(threads) {
     pin(0);
     for (std::size_t i = 1; i < threads; ++i)
       workers_.emplace_back([this, i] {
@@ -55,7 +58,7 @@ class pinned_executor {
     stopped_ = true;
     round_.fetch_add(1);
     for (std::thread& t : workers_) t.join();
-    stay_on(before_);
+    stay_on(processors());
   }
 
   [[nodiscard]] std::size_t concurrency() const noexcept { return threads_; }
@@ -72,8 +75,9 @@ class pinned_executor {
   }
 
  private:
-  void pin(std::size_t i) const {
-    if (!before_.empty()) stay_on(std::span(&before_[i % before_.size()], 1));
+  static void pin(std::size_t i) {
+    const std::span<const int> all = processors();
+    if (!all.empty()) stay_on(all.subspan(i % all.size(), 1));
   }
   void work(std::size_t first) {
     for (std::size_t seen = 0;;) {
@@ -87,7 +91,6 @@ class pinned_executor {
     }
   }
 
-  std::vector<int> before_;
   std::size_t threads_;
   std::vector<std::thread> workers_;
   std::atomic<std::size_t> round_{0}, working_{0};
