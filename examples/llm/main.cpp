@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   llm::add_inspect(app, common, chosen);
   llm::add_verify(app, common, chosen);
   llm::add_quantise(app, common, chosen);
+  llm::add_imatrix(app, common, chosen);
   llm::add_convert(app, common, chosen);
   llm::add_merge(app, common, chosen);
   llm::add_evaluate(app, common, chosen);

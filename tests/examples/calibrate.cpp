@@ -1,4 +1,5 @@
 // Calibration through whole models: what is sampled, what a fold or a rotation leaves alone, what a resumed run gives, and that it pays.
+#include "calibrate/importance.hpp"
 #include "calibrate/pass.hpp"
 #include "calibrate/rotate.hpp"
 #include "files/save.hpp"
@@ -216,6 +217,39 @@ TEST_CASE("a pass into float32 changes nothing but what it folds") {
     for (tensor& t : changed.tensors) t.read = [&source, &t] { return source(t); };
     CHECK(largest_difference(logits_of(changed, source, threads, ids), before) < 2e-5 * largest(before));
   }
+}
+
+TEST_CASE("an importance matrix holds the sums of squares of every matrix's inputs") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  checkpoint file = open(write_tiny_model(folder));
+  const calibration_samples samples = random_samples(file.config, 3, 20);
+  const requantisation how = plan_for(file, format_of("f32"), lowbit::method::rtn);
+  const auto m = gather_importance(file, how, samples, threads, [](std::size_t, std::size_t) {});
+  REQUIRE(m.ok());
+  CHECK(m->entries.size() == 7 * file.config.layers);
+  for (const lowbit::imatrix_entry& e : m->entries) {
+    CAPTURE(e.name);
+    REQUIRE(file.find(e.name) != nullptr);
+    CHECK(e.sums.size() == file.find(e.name)->cols);
+    CHECK(e.counts == std::vector<float>{60});
+  }
+  // The first layer's attention reads normalised embeddings: written out here in double.
+  const float_weights floats{file, how, threads};
+  const auto embedding = floats.read("token_embd.weight");
+  const auto norm = floats.read_vector("blk.0.attn_norm.weight");
+  REQUIRE((embedding.ok() && norm.ok()));
+  std::vector<double> sums(norm->size());
+  for (const auto& ids : samples.sequences)
+    for (const int id : ids) {
+      const float* const x = embedding->row(static_cast<std::size_t>(id));
+      double square = 0;
+      for (std::size_t c = 0; c < norm->size(); ++c) square += static_cast<double>(x[c]) * static_cast<double>(x[c]);
+      const double inverse = 1 / std::sqrt(square / static_cast<double>(norm->size()) + static_cast<double>(file.config.norm_epsilon));
+      for (std::size_t c = 0; c < norm->size(); ++c) sums[c] += std::pow(static_cast<double>(x[c]) * inverse * static_cast<double>((*norm)[c]), 2);
+    }
+  for (const char* name : {"blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_v.weight"})
+    for (std::size_t c = 0; c < sums.size(); ++c) CHECK(static_cast<double>(m->find(name)->sums[c]) == doctest::Approx(sums[c]).epsilon(1e-5));
 }
 
 TEST_CASE("the same bytes for any number of threads, and for a run that was interrupted anywhere and resumed") {

@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdio>
+#include <map>
 #include <set>
 
 namespace {
@@ -21,12 +22,43 @@ std::string stopped_at(const std::string& pattern, const std::string& signal) {
 
 TEST_CASE("every subcommand explains itself") {
   CHECK(run("--help").code == 0);
-  for (const char* command : {"inspect", "verify", "quantise", "convert", "merge", "evaluate", "generate", "compare"}) {
+  for (const char* command : {"inspect", "verify", "quantise", "imatrix", "convert", "merge", "evaluate", "generate", "compare"}) {
     const outcome o = run(std::string{command} + " --help");
     CHECK(o.code == 0);
     CHECK(o.out.find("--threads") != std::string::npos);
     CHECK(o.out.find("--json") != std::string::npos);
   }
+}
+
+TEST_CASE("an importance matrix is written, both kinds, and quantised by") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), text = folder / "text.txt";
+  std::string words;
+  for (int i = 0; i < 400; ++i) words += "abcdefghij klmno"[i * 7 % 16];
+  write_bytes(text, words);
+  const std::string calibration = " --calibration-length 32 --calibration " + text, with = " --format q4_0 --imatrix ";
+  REQUIRE(run("imatrix " + model + " " + folder / "m.gguf" + calibration).code == 0);
+  REQUIRE(run("imatrix --dat " + model + " " + folder / "m.dat" + calibration).code == 0);
+  REQUIRE(run("quantise " + model + " " + folder / "new.gguf" + with + folder / "m.gguf").code == 0);
+  REQUIRE(run("quantise " + model + " " + folder / "old.gguf" + with + folder / "m.dat").code == 0);
+  REQUIRE(run("quantise " + model + " " + folder / "rtn.gguf" + " --format q4_0").code == 0);
+  const auto hashes = [&](const std::string& name) {
+    std::map<std::string, std::string> all;
+    for (const auto& t : nlohmann::json::parse(run("verify --json " + folder / name).out)["tensors"]) all[t["name"]] = t["sha256"];
+    return all;
+  };
+  const auto fresh = hashes("new.gguf"), nearest = hashes("rtn.gguf");
+  CHECK(fresh == hashes("old.gguf"));
+  for (const auto& [name, hash] : fresh) {
+    CAPTURE(name);
+    CHECK((hash != nearest.at(name)) == (name.find("blk.") == 0 && name.find("norm") == std::string::npos));
+  }
+  check_refused("imatrix " + model + " " + folder / "x.gguf", {"--calibration"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + with + folder / "missing", {"missing"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + with + text, {"text.txt"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + with + folder / "m.gguf" + " --method gptq", {"--imatrix", "gptq"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + with + folder / "m.gguf" + calibration, {"--imatrix", "--calibration"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + with + folder / "rtn.gguf", {"rtn.gguf"});
 }
 
 TEST_CASE("verify hashes good files and names what is wrong with bad ones") {

@@ -125,6 +125,56 @@ for name, data in {
 }.items():
     save("gguf_adapter", name, data)
 
+sums = [("w.in_sum2", [4, 2], 0), ("w.counts", [1, 2], 0), ("v.in_sum2", [3, 1], 0), ("v.counts", [1, 1], 0)]
+matrix_keys = [key("general.type", 8, "imatrix"), array("imatrix.datasets", 8, ["text"]), key("imatrix.chunk_count", 4, 2), key("imatrix.chunk_size", 4, 512)]
+
+
+def dat(entries, tail=struct.pack("<i", 3) + struct.pack("<i", 4) + b"text", count=None):
+    out = struct.pack("<i", len(entries) if count is None else count)
+    for name, calls, values in entries:
+        out += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, len(values)) + struct.pack(f"<{len(values)}f", *values)
+    return out + tail
+
+
+for name, data in {
+    "gguf": gguf(matrix_keys, sums), "dat": dat([("w", 2, [1, 2, 3]), ("v", 1, [4])]), "dat_old": dat([("w", 2, [1, 2])], b""),
+    "bad_type": gguf(matrix_keys[1:], sums), "bad_alone": gguf(matrix_keys, sums[:1]), "bad_counts": gguf(matrix_keys, [sums[0], ("w.counts", [1, 3], 0)]),
+    "bad_nan": gguf(matrix_keys, sums, fill=0xff), "bad_negative": dat([("w", 1, [-1.0])]), "bad_infinite": dat([("w", 1, [float("inf")])]),
+    "bad_tensor_type": gguf(matrix_keys, [("w.in_sum2", [32, 1], 2), sums[3]]), "bad_count": dat([("w", 1, [1])], count=1 << 30), "bad_no_entries": dat([]),
+    "bad_repeated": dat([("w", 1, [1]), ("w", 1, [1])]), "bad_calls": dat([("w", 0, [1])]), "bad_no_values": dat([("w", 1, [])]), "bad_end": dat([("w", 1, [1])], b"\1"),
+}.items():
+    save("imatrix", name, data)
+
+panel = ("w", [320], 24)  # 16 rows of 32 weights in q4_0
+panel_keys = [key("general.alignment", 4, 64), key("general.type", 8, "lowbit.panels"), key("lowbit.layout", 4, 1), key("lowbit.source", 8, "source")]
+said = [array("lowbit.formats", 8, ["q4_0"]), array("lowbit.rows", 10, [16]), array("lowbit.cols", 10, [32])]
+for name, data in {
+    "good": gguf(panel_keys + said, [panel], 64), "bad_type": gguf(panel_keys[:1] + panel_keys[2:] + said, [panel], 64), "bad_layout": gguf(panel_keys[:2] + [key("lowbit.layout", 4, 0)] + panel_keys[3:] + said, [panel], 64),
+    "bad_source": gguf(panel_keys[:3] + [key("lowbit.source", 8, "other")] + said, [panel], 64), "bad_said": gguf(panel_keys + said[:2], [panel], 64),
+    "bad_format": gguf(panel_keys + [array("lowbit.formats", 8, ["q9"])] + said[1:], [panel], 64), "bad_size": gguf(panel_keys + said, [("w", [319], 24)], 64),
+    "bad_rows": gguf(panel_keys + said[:1] + [array("lowbit.rows", 10, [1 << 63])] + said[2:], [panel], 64), "bad_zero": gguf(panel_keys + said[:2] + [array("lowbit.cols", 10, [0])], [panel], 64),
+    "bad_alignment": gguf(panel_keys[1:] + said, [("v", [32], 24), panel], 32),
+}.items():
+    save("panel_cache", name, data)
+
+
+def statistics(channels, parts, version=1, magic=0x5453746962776f6c):  # without the hash, which the target adds
+    out = struct.pack("<QQQQ", magic, version, channels, len(parts))
+    for name, tokens, size, data in parts:
+        out += name.encode().ljust(24, b"\0") + struct.pack("<QQ", tokens, size) + data
+    return out
+
+
+of_two = [("hessian", 3, 96 * 96, struct.pack("<f", 2) * (96 * 96)), ("channel_magnitude", 3, 2, struct.pack("<2d", 3, 4)), ("channel_importance", 3, 2, struct.pack("<2d", 5, 6)),
+          ("channel_maximum", 3, 2, struct.pack("<2f", 1, 2))]
+of_none = [(n, 0, 0, b"") for n, *_ in of_two]
+for name, data in {
+    "good": statistics(2, of_two), "empty": statistics(0, of_none), "bad_magic": statistics(0, of_none, magic=1), "bad_version": statistics(0, of_none, version=2),
+    "bad_channels": statistics(1 << 62, of_none), "bad_kind": statistics(0, of_none[::-1]), "bad_missing": statistics(0, of_none[:3]), "bad_size": statistics(3, of_two),
+    "bad_short": statistics(0, of_none)[:-1], "bad_long": statistics(0, of_none) + b"x",
+}.items():
+    save("statistics", name, data)
+
 
 # safetensors -----------------------------------------------------------------------------------------------------------------------
 def safetensors(header, data=0, length=None):

@@ -230,7 +230,7 @@ TEST_CASE("a file's importance quantises like a calibration's") {
   const scratch_folder folder;
   REQUIRE(write_imatrix(folder / "m", m));
   const bytes file = read_all(folder / "m");
-  const given_importance given(*read_imatrix(file)->find("w")->importance(64));
+  const auto given = given_importance(*read_imatrix(file)->find("w")->importance(64));
   const matrix_view<const float> w(weights.data(), 3, 64);
   const auto a = quantiser<q4_0, importance_weighted>::quantise(w, stats), b = quantiser<q4_0, importance_weighted>::quantise(w, given);
   CHECK(std::equal(a->weights.bytes().begin(), a->weights.bytes().end(), b->weights.bytes().begin()));

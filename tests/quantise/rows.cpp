@@ -80,7 +80,7 @@ TEST_CASE("no product that feeds a sum is fused with it, in any of thousands of 
 TEST_CASE("quantisers take that path, for any executor") {
   const auto x = hard_weights(9 * 512, 3);
   const matrix_view<const float> w(x.data(), 9, 512);
-  const given_importance importance(hard_importance(512, 6));
+  const auto importance = given_importance(hard_importance(512, 6));
   for_each_format(gguf_formats{}, [&]<class F>() {
     CAPTURE(std::string(spec_of<F>.name));
     CHECK(same(rtn<F>::quantise(w, uncalibrated(), two_threads())->weights, quantiser<F, block_by_block<standard>>::quantise(w)->weights));
@@ -93,7 +93,7 @@ TEST_CASE("weights too large for a weighted search fall back as their blocks do"
   auto x = hard_weights(2 * 512, 4);
   for (std::size_t i = 0; i < 256; ++i) x[i] *= 0x1p100f;
   const matrix_view<const float> w(x.data(), 2, 512);
-  const given_importance importance(hard_importance(512, 7));
+  const auto importance = given_importance(hard_importance(512, 7));
   const auto check = [&]<class F>() {
     const auto q = quantiser<F, importance_weighted>::quantise(w, importance);
     CHECK(same(q->weights, quantiser<F, block_by_block<importance_weighted>>::quantise(w, importance)->weights));

@@ -44,7 +44,7 @@ const matrix& walk::inputs_of(input_group g, const layer_weights& w, const matri
 
 lowbit::layer_statistics walk::statistics_of(input_group g, const layer_weights& w) {
   lowbit::layer_statistics about(channels_of(g, config_));
-  for (const matrix& x : states_) about.add(lowbit::view(inputs_of(g, w, x)), threads_);
+  add_inputs(g, w, about);
   return about;
 }
 

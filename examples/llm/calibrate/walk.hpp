@@ -31,7 +31,11 @@ class walk {
   std::vector<matrix> outputs(const std::vector<float>& norm, const lowbit::panel_matrix& w);
   [[nodiscard]] const std::vector<matrix>& states() const noexcept { return states_; }
 
-  /// Statistics of a group's inputs. The layer's matrices before the group must be there.
+  /// Adds a group's inputs to statistics. The layer's matrices before the group must be there.
+  template <class Stats>
+  void add_inputs(input_group g, const layer_weights& w, Stats& about) {
+    for (const matrix& x : states_) about.add(lowbit::view(inputs_of(g, w, x)), threads_);
+  }
   lowbit::layer_statistics statistics_of(input_group g, const layer_weights& w);
   /// Of the states behind the last norm: the output matrix's inputs.
   lowbit::layer_statistics statistics_behind(const std::vector<float>& norm);

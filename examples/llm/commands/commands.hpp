@@ -28,6 +28,7 @@ using action = std::function<lowbit::status()>;
 void add_inspect(CLI::App& app, const common_options& common, action& chosen);
 void add_verify(CLI::App& app, const common_options& common, action& chosen);
 void add_quantise(CLI::App& app, const common_options& common, action& chosen);
+void add_imatrix(CLI::App& app, const common_options& common, action& chosen);
 void add_convert(CLI::App& app, const common_options& common, action& chosen);
 void add_merge(CLI::App& app, const common_options& common, action& chosen);
 void add_evaluate(CLI::App& app, common_options& common, action& chosen);

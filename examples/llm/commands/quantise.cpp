@@ -13,6 +13,7 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <sys/resource.h>
@@ -21,7 +22,7 @@ namespace llm {
 namespace {
 
 struct options {
-  std::string in, out, method = "rtn";
+  std::string in, out, method, imatrix;
   format_choice formats;
   calibration_options calibration;
   std::size_t part_bytes = 0;
@@ -76,12 +77,37 @@ lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const o
   return bytes;
 }
 
-lowbit::status run(const options& o, const common_options& common) {
-  const auto method = recipe_named(o.method);
+/// The importance matrix that was named, llama.cpp's file of either kind.
+lowbit::result<lowbit::imatrix> read_importance(const options& o, const checkpoint& model) {
+  if (o.method != "imatrix") return lowbit::failure{lowbit::errc::bad_value, "--imatrix goes with the method imatrix, not with " + o.method};
+  if (!o.calibration.text.empty()) return lowbit::failure{lowbit::errc::bad_value, "--imatrix and --calibration: one of them says what is important"};
+  const auto file = lowbit::mapped_file::open(o.imatrix);
+  if (!file) return file.error();
+  auto m = lowbit::read_imatrix(file->bytes());
+  if (!m) return lowbit::failure{m.error().kind, o.imatrix + ": " + m.error().message};
+  const auto names_one = [&](const tensor& t) { return !t.is_vector && m->find(t.name) != nullptr; };
+  if (std::none_of(model.tensors.begin(), model.tensors.end(), names_one))
+    return lowbit::failure{lowbit::errc::bad_value, o.imatrix + " names none of this model's matrices"};
+  return m;
+}
+
+lowbit::status run(options o, const common_options& common) {
+  if (o.method.empty()) o.method = o.imatrix.empty() ? "rtn" : "imatrix";
+  auto method = recipe_named(o.method);
   if (!method) return method.error();
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
-  const auto format = choose_formats(*model, o.formats, method->needs_data);
+  std::optional<lowbit::imatrix> importance;
+  if (!o.imatrix.empty()) {
+    auto read = read_importance(o, *model);
+    if (!read) return std::move(read).error();
+    importance = *std::move(read);
+    *method = {.name = "imatrix"};  // whatever the file does not name is rounded to nearest
+    model->notes.set("quantize.imatrix.file", std::filesystem::path{o.imatrix}.filename().string());
+    model->notes.set("quantize.imatrix.entries_count", static_cast<std::uint32_t>(importance->entries.size()));
+    model->notes.set("quantize.imatrix.chunks_count", importance->chunk_count);
+  }
+  const auto format = choose_formats(*model, o.formats, method->needs_data || importance);
   if (!format) return format.error();
 
   const auto began = std::chrono::steady_clock::now();
@@ -112,7 +138,8 @@ lowbit::status run(const options& o, const common_options& common) {
   const requantisation how = plan_for(*model, *format, method->method);
   progress bar{"quantising"};
   const auto bytes = store ? quantise_calibrated(*model, o, *method, how, *samples, *store, threads)
-                           : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads); }, std::ref(bar), o.part_bytes);
+                           : save_model(o.out, *model, *format, [&](const tensor& t) { return requantise(t, how, threads, importance ? &*importance : nullptr); }, std::ref(bar),
+                                        o.part_bytes);
   bar.clear();
   if (!bytes) return bytes.error();
 
@@ -153,7 +180,8 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("--budget", o->formats.budget, "Bits per weight on average: choose every matrix's format by the error that it makes in its layer's output (needs --calibration)")
       ->check(CLI::Range(1.0, 16.0));
   c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name (as `inspect` shows it; * and ? match), the first that matches counts");
-  c->add_option("--method", o->method, recipe_names())->capture_default_str();
+  c->add_option("--method", o->method, recipe_names() + " (default: rtn; with --imatrix: imatrix)");
+  c->add_option("--imatrix", o->imatrix, "An importance matrix of llama.cpp's, either kind of file, in the place of a calibration");
   add_calibration(*c, o->calibration, "");
   c->add_flag("--resume", o->resume, "Go on with the same command's interrupted work: finished layers are kept beside the output until it is whole");
   c->add_option("--split", o->part_bytes, "Write GGUF as several files OUT-00001-of-….gguf with at most so many bytes of tensors (2G)")->transform(CLI::AsSizeValue(false));

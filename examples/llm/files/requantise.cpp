@@ -79,7 +79,7 @@ lowbit::result<std::optional<weights>> kept_as_stored(const tensor& t, const req
   return has_target_format(source->view(), target) ? std::optional<weights>(*std::move(source)) : std::nullopt;
 }
 
-lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads) {
+lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads, const lowbit::imatrix* importance) {
   auto source = read_in_order(t, how, threads);
   if (!source) return source;
   const format_id target = target_format(t, how.format);
@@ -88,9 +88,21 @@ lowbit::result<weights> requantise(const tensor& t, const requantisation& how, t
   if (target == id_of<lowbit::f32>()) return floats;
   const lowbit::packed_view from = floats.view();
   const lowbit::matrix_view<const float> values{reinterpret_cast<const float*>(from.data), from.rows, from.cols};
-  auto packed = lowbit::quantise(target, how.method, values, threads);
-  if (!packed) return lowbit::failure{packed.error().kind, "tensor " + t.name + ": " + packed.error().message};
-  return weights{*std::move(packed)};
+  const auto packed = [&]() -> lowbit::result<weights> {
+    if (const lowbit::imatrix_entry* const known = importance != nullptr ? importance->find(t.name) : nullptr; known != nullptr) {
+      const auto means = known->importance(from.cols);
+      if (!means) return means.error();
+      auto q = lowbit::quantise(target, values, lowbit::given_importance(*means), threads);
+      if (!q) return std::move(q).error();
+      return weights{std::move(q->weights)};
+    }
+    auto q = lowbit::quantise(target, how.method, values, threads);
+    if (!q) return std::move(q).error();
+    return weights{*std::move(q)};
+  };
+  auto out = packed();
+  if (!out) return lowbit::failure{out.error().kind, "tensor " + t.name + ": " + out.error().message};
+  return out;
 }
 
 }  // namespace llm

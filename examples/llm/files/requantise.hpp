@@ -7,6 +7,7 @@
 
 #include "build.hpp"
 
+#include <lowbit/io/imatrix.hpp>
 #include <lowbit/quantise/by_id.hpp>
 
 namespace llm {
@@ -34,6 +35,7 @@ lowbit::result<weights> read_floats(const tensor& t, const requantisation& how, 
 lowbit::result<std::optional<weights>> kept_as_stored(const tensor& t, const requantisation& how, thread_pool& threads);
 
 /// The tensor's new weights. A tensor that has its target format already is not touched. Fails on NaN, naming the tensor.
-lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads);
+/// `importance`: of a file of llama.cpp's; a matrix that it names is quantised by it, and must have as many input channels.
+lowbit::result<weights> requantise(const tensor& t, const requantisation& how, thread_pool& threads, const lowbit::imatrix* importance = nullptr);
 
 }  // namespace llm

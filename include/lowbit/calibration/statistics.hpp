@@ -28,6 +28,13 @@ template <class Term>
 class channel_sum {
  public:
   explicit channel_sum(std::size_t channels) : sum_(Eigen::VectorXd::Zero(static_cast<Eigen::Index>(channels))) {}
+  /// What was gathered elsewhere: the channels' means, as if of one token.
+  static channel_sum of_means(std::span<const float> means) {
+    channel_sum s(means.size());
+    for (std::size_t c = 0; c < means.size(); ++c) s.sum_[static_cast<Eigen::Index>(c)] = static_cast<double>(means[c]);
+    s.tokens_ = 1;
+    return s;
+  }
   void add(matrix_view<const float> x) {
     LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == sum_.size());
     if (x.empty()) return;
@@ -132,6 +139,10 @@ class calibrated {
   static constexpr std::size_t any = static_cast<std::size_t>(-1);
 
   explicit calibrated(std::size_t channels) : channels_(channels), all_(S(channels)...) {}
+  /// Of statistics that are there. Expects as many channels of all.
+  explicit calibrated(S... all) : channels_(std::get<0>(std::tie(all...)).channels()), all_(std::move(all)...) {
+    LOWBIT_EXPECTS(std::apply([&](const S&... s) { return ((s.channels() == channels_) && ...); }, all_));
+  }
   [[nodiscard]] std::size_t channels() const noexcept { return channels_; }
   void add(matrix_view<const float> x) {
     serial_executor serial;

@@ -219,11 +219,15 @@ constexpr claims count_claims(const format_spec& s) noexcept {
   if (s.bytes > taken.size()) return {0, 0, true, false};
   std::size_t total = 0;
   const auto claim = [&](std::size_t bit, unsigned width) {
-    for (std::size_t b = bit; b < bit + width; ++b) {
-      if (b >= end) { c.outside = true; return; }
-      if (read_bits(taken.data(), b, 1) != 0) ++c.overlapping;
-      else ++total;
-      write_bits(taken.data(), b, 1, 1);
+    for (unsigned n = 0; width != 0; bit += n, width -= n) {  // what lies in one byte at a time: compilers run this for every format
+      if (bit >= end) { c.outside = true; return; }
+      const auto shift = static_cast<unsigned>(bit % 8);
+      n = width < 8 - shift ? width : 8 - shift;
+      std::uint8_t& byte_of = taken[bit / 8];
+      const unsigned mask = ((1u << n) - 1) << shift, twice = static_cast<unsigned>(std::popcount(byte_of & mask));
+      c.overlapping += twice;
+      total += n - twice;
+      byte_of = static_cast<std::uint8_t>(byte_of | mask);
     }
   };
   const auto claim_field = [&](const integer_field& f, std::size_t count) {

@@ -137,10 +137,10 @@ class header_builder {
   using bytes = bytes16<Arch>;
   LOWBIT_ALWAYS_INLINE static const plane& plane_at(const integer_field& f, std::size_t k) noexcept { return (&f.planes[0])[k]; }
 
-  /// The places of a field's elements, in bits.
-  using places = std::uint32_t[3][max_sub_blocks];
+  /// Where a field's elements are, in bits.
+  using element_bits = std::uint32_t[3][max_sub_blocks];
 
-  LOWBIT_ALWAYS_INLINE void find(const integer_field& f, std::size_t elements, places& at) noexcept {
+  LOWBIT_ALWAYS_INLINE void find(const integer_field& f, std::size_t elements, element_bits& at) noexcept {
     for (std::size_t k = 0; k < 3 && plane_at(f, k).bits != 0; ++k)
       for (std::size_t j = 0; j < elements; ++j) {
         at[k][j] = static_cast<std::uint32_t>(plane_at(f, k).position(j));
@@ -171,11 +171,11 @@ class header_builder {
   }
 
   /// The stored bits of element j.
-  LOWBIT_ALWAYS_INLINE bytes raw(const integer_field& f, const places& places_of_field, std::size_t j) const noexcept {
+  LOWBIT_ALWAYS_INLINE bytes raw(const integer_field& f, const element_bits& at_bit, std::size_t j) const noexcept {
     bytes v(std::uint8_t{0});
     for (std::size_t k = 0; k < 3 && plane_at(f, k).bits != 0; ++k) {
       const plane& p = plane_at(f, k);
-      const std::size_t bit = places_of_field[k][j];
+      const std::size_t bit = at_bit[k][j];
       const auto shift = static_cast<unsigned>(bit % 8);
       const std::uint8_t* const at = turned_ + bit / 8 * panel_rows;
       const auto part = [](const std::uint8_t* from, unsigned first, unsigned n, unsigned to) LOWBIT_INLINE_LAMBDA {
@@ -189,7 +189,7 @@ class header_builder {
     return v;
   }
   /// The integer that they mean, as a byte (two's complement where negative).
-  LOWBIT_ALWAYS_INLINE bytes value(const integer_field& f, const places& at, std::size_t j) const noexcept {
+  LOWBIT_ALWAYS_INLINE bytes value(const integer_field& f, const element_bits& at, std::size_t j) const noexcept {
     const unsigned sign = f.is_signed ? 1u << (f.bits() - 1) : 0u, less = f.is_signed ? sign : static_cast<unsigned>(f.zero);
     return (raw(f, at, j) ^ bytes(static_cast<std::uint8_t>(sign))) - bytes(static_cast<std::uint8_t>(less));
   }
@@ -207,7 +207,7 @@ class header_builder {
   const panel_layout& p_;
   std::size_t row_bytes_, begin_ = ~std::size_t{0}, end_ = 0;
   std::uint8_t* turned_;
-  places sub_scale_at_, sub_minimum_at_, zero_point_at_;
+  element_bits sub_scale_at_, sub_minimum_at_, zero_point_at_;
 };
 
 }  // namespace detail

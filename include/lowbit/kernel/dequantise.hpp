@@ -43,21 +43,29 @@ LOWBIT_ALWAYS_INLINE void dequantise_codes(const format_spec& s, const std::uint
   }
 }
 
-/// The number at a field of each of `count` <= 256 blocks, as floats; 1 where there is none.
+/// Sub-blocks whose scales are made ready at once.
+inline constexpr std::size_t ready = 256;
+/// Room for them, and for what a register writes past the last.
+using ready_floats = float[ready + 16];
+
+/// `count` stored numbers, side by side, as floats.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void convert_numbers(number type, const std::uint8_t* bits, std::size_t count, float* out) noexcept {
+  with_number(type, [&](auto constant) LOWBIT_INLINE_LAMBDA {
+    for (std::size_t i = 0; i < count; i += simd::lanes<Arch>) load_numbers<Arch, constant()>(bits, i).store_unaligned(out + i);
+  });
+}
+
+/// The number at a field of each of `count` <= ready blocks, as floats.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE void read_numbers(scalar_field f, const std::uint8_t* blocks, std::size_t stride, std::size_t count, float* out) noexcept {
-  constexpr std::size_t n = simd::lanes<Arch>;
   const unsigned size = size_of(f.type);
-  alignas(64) std::uint8_t bits[256 * 4];
+  alignas(64) std::uint8_t bits[(ready + 16) * 4];
   if (size == 2)
     for (std::size_t b = 0; b < count; ++b) std::memcpy(bits + b * 2, blocks + b * stride + f.at, 2);
   else
     for (std::size_t b = 0; b < count; ++b) std::memcpy(bits + b * size, blocks + b * stride + f.at, size);
-  for (std::size_t b = 0; b < count; b += n) {
-    floats<Arch> v(1.0f);
-    with_number(f.type, [&](auto type) LOWBIT_INLINE_LAMBDA { v = load_numbers<Arch, type()>(bits, b); });
-    v.store_unaligned(out + b);
-  }
+  convert_numbers<Arch>(f.type, bits, count, out);
 }
 
 /// One factor times each of `count` integers (a byte each, signed or not): one rounding, as the codec has it.
@@ -67,48 +75,66 @@ LOWBIT_ALWAYS_INLINE void scale_bytes(float factor, const Byte* values, std::siz
     simd::rounded_product<Arch>(floats<Arch>(factor), xsimd::to_float(simd::load_widened<Arch>(values + j, Arch{})), Arch{}).store_unaligned(out + j);
 }
 
+/// What the weights of a sub-block share, for a few blocks at once.
+template <class Arch>
+class shared_numbers {
+ public:
+  LOWBIT_ALWAYS_INLINE explicit shared_numbers(const format_spec& s) noexcept
+      : s_(s), sub_scale_(s.sub_scale, s.sub_blocks()), sub_minimum_(s.sub_minimum, s.sub_blocks()), zero_point_(s.zero_point, 1) {
+    for (int& z : zero_) z = s.codes.zero;
+  }
+
+  LOWBIT_ALWAYS_INLINE void read(const std::uint8_t* blocks, std::size_t count) noexcept {
+    const std::size_t subs = s_.sub_blocks();
+    std::uint8_t fields[2 * max_sub_blocks];
+    ready_floats of_block;
+    if (s_.scale.present()) read_numbers<Arch>(s_.scale, blocks, s_.bytes, count, s_.sub_scale.present() ? of_block : scale_);
+    for (std::size_t b = 0; s_.sub_scale.present() && b < count; ++b) {
+      const std::uint8_t* const block = blocks + b * s_.bytes;
+      if (s_.sub_number != number::none) {
+        sub_scale_.template unpack<Arch>(block, fields);
+        convert_numbers<Arch>(s_.sub_number, fields, subs, scale_ + b * subs);
+      } else {
+        sub_scale_.template unpack_values<Arch>(block, fields);
+        scale_bytes<Arch>(of_block[b], reinterpret_cast<const std::int8_t*>(fields), subs, scale_ + b * subs);
+      }
+    }
+    if (s_.minimum.present()) read_numbers<Arch>(s_.minimum, blocks, s_.bytes, count, s_.sub_minimum.present() ? of_block : offset_);
+    for (std::size_t b = 0; s_.sub_minimum.present() && b < count; ++b) {
+      sub_minimum_.template unpack_values<Arch>(blocks + b * s_.bytes, fields);
+      scale_bytes<Arch>(-of_block[b], fields, subs, offset_ + b * subs);
+    }
+    for (std::size_t b = 0; s_.zero_point.present() && b < count; ++b)
+      for (std::size_t j = 0; j < subs; ++j) zero_[b * subs + j] = static_cast<int>(zero_point_.raw(blocks + b * s_.bytes)) + s_.codes.zero;
+  }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE affine at(std::size_t sub_block) const noexcept { return {scale_[sub_block], offset_[sub_block]}; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE int zero(std::size_t sub_block) const noexcept { return zero_[sub_block]; }
+
+ private:
+  const format_spec& s_;
+  sub_block_field sub_scale_, sub_minimum_, zero_point_;
+  ready_floats scale_, offset_;
+  int zero_[ready];
+};
+
 template <class Arch, level_rule Rule, bool Offset>
 void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float_sink<Arch> sink, float* out) noexcept {
-  const sub_block_field sub_scale(s.sub_scale, s.sub_blocks()), sub_minimum(s.sub_minimum, s.sub_blocks()), zero_point(s.zero_point, 1);
-  const std::size_t sub = s.sub_block(), subs = s.sub_blocks(), length = s.block < piece ? s.block : piece;
-  const std::size_t group = piece / length < 256 / subs ? piece / length : 256 / subs;
+  // Some blocks at once where they are small, a piece of one where it is large.
+  const std::size_t sub = s.sub_block(), most = piece / s.block < ready / s.sub_blocks() ? piece / s.block : ready / s.sub_blocks();
+  const std::size_t group = most != 0 ? most : 1;
+  shared_numbers<Arch> shared(s);
   std::uint8_t codes[piece];
-  float scales[256], minima[256], sub_scales[2 * max_sub_blocks], sub_minima[2 * max_sub_blocks];
   for (std::size_t c = 0; c < cols; c += group * s.block, blocks += group * s.bytes) {
-    const std::size_t left = ceil_div(cols - c, s.block), count = left < group ? left : group;
-    read_numbers<Arch>(s.scale, blocks, s.bytes, count, scales);
-    if constexpr (Offset) read_numbers<Arch>(s.minimum, blocks, s.bytes, count, minima);
-    for (std::size_t first = 0; first < s.block; first += length) {
-      const std::size_t here = s.block - first < length ? s.block - first : length;
-      unpack_codes<Arch>(s, blocks, count, first, here, codes);
-      for (std::size_t b = 0; b < count; ++b) {
-        const std::uint8_t* const block = blocks + b * s.bytes;
-        std::uint8_t fields[2 * max_sub_blocks];
-        if (s.sub_number != number::none) {
-          sub_scale.template unpack<Arch>(block, fields);
-          for (std::size_t j = 0; j < subs; ++j) sub_scales[j] = number_value(s.sub_number, fields[j]);
-        } else if (s.sub_scale.present()) {
-          sub_scale.template unpack_values<Arch>(block, fields);
-          scale_bytes<Arch>(scales[b], reinterpret_cast<const std::int8_t*>(fields), subs, sub_scales);
-        } else {
-          sub_scales[0] = scales[b];
-        }
-        if constexpr (Offset) {
-          if (s.sub_minimum.present()) {
-            sub_minimum.template unpack_values<Arch>(block, fields);
-            scale_bytes<Arch>(-minima[b], fields, subs, sub_minima);
-          } else {
-            sub_minima[0] = minima[b];
-          }
-        }
-        const int zero = static_cast<int>(s.zero_point.present() ? zero_point.raw(block) : 0u) + s.codes.zero;
-        const std::size_t begin = c + b * s.block, valid = cols - begin < first + here ? cols - begin : first + here;
-        for (std::size_t i = first, j = i / sub; i < valid; ++j) {
-          const std::size_t end = (j + 1) * sub < valid ? (j + 1) * sub : valid;
-          dequantise_codes<Arch, Rule, Offset>(s, codes + b * here + (i - first), end - i, {sub_scales[j], Offset ? sub_minima[j] : 0.0f}, zero,
-                                               sink, out + begin + i);
-          i = end;
-        }
+    const std::size_t left = ceil_div(cols - c, s.block), count = left < group ? left : group, all = count * s.block;
+    const std::size_t valid = cols - c < all ? cols - c : all;
+    shared.read(blocks, count);
+    for (std::size_t first = 0; first < valid; first += piece) {
+      const std::size_t here = all - first < piece ? all - first : piece, end = valid - first < here ? valid : first + here;
+      unpack_codes<Arch>(s, blocks, count, first, here / count, codes);
+      for (std::size_t i = first, j = first / sub; i < end; ++j) {
+        const std::size_t stop = (j + 1) * sub < end ? (j + 1) * sub : end;
+        dequantise_codes<Arch, Rule, Offset>(s, codes + (i - first), stop - i, shared.at(j), shared.zero(j), sink, out + c + i);
+        i = stop;
       }
     }
   }

@@ -142,6 +142,35 @@ LOWBIT_ALWAYS_INLINE void with_width(unsigned bits, F&& f) noexcept {
   }
 }
 
+/// The places of a plane's elements one after the other, or of its runs: its digits from `lowest` on counted up, since the divisions of
+/// plane::position would take longer than what is done at each place.
+class places {
+ public:
+  LOWBIT_ALWAYS_INLINE places(const plane& p, std::size_t lowest, std::size_t first = 0) noexcept
+      : digits_(p.digits), lowest_(lowest), bit_(static_cast<std::ptrdiff_t>(p.base)) {
+    if (first == 0) return;
+    bit_ = static_cast<std::ptrdiff_t>(p.position(first));
+    for (std::size_t k = 0; k < 4 && extent(k) != 0; first /= extent(k), ++k) digit_[k] = static_cast<unsigned>(first % extent(k));
+  }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE std::size_t bit() const noexcept { return static_cast<std::size_t>(bit_); }
+  LOWBIT_ALWAYS_INLINE void next() noexcept {
+    for (std::size_t k = lowest_; k < 4 && extent(k) != 0; ++k) {
+      const std::ptrdiff_t stride = (&digits_.stride[0])[k];
+      bit_ += stride;
+      if (++digit_[k] < extent(k)) return;
+      bit_ -= stride * static_cast<std::ptrdiff_t>(extent(k));
+      digit_[k] = 0;
+    }
+  }
+
+ private:
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE unsigned extent(std::size_t k) const noexcept { return (&digits_.extent[0])[k]; }
+  const axes& digits_;
+  std::size_t lowest_;
+  std::ptrdiff_t bit_;
+  unsigned digit_[4] = {};
+};
+
 enum class pattern : std::uint8_t { bytes, dense, nibbles, other };
 
 LOWBIT_ALWAYS_INLINE pattern pattern_of(const plane& p, bool is_first) noexcept {
@@ -156,35 +185,6 @@ LOWBIT_ALWAYS_INLINE pattern pattern_of(const plane& p, bool is_first) noexcept 
   return dense ? pattern::dense : pattern::other;
 }
 
-/// Where the runs of a plane begin, one after the other: its digits but the lowest counted up, as divisions would take longer than the
-/// moves between them.
-class run_positions {
- public:
-  /// The run that begins at element `first`.
-  LOWBIT_ALWAYS_INLINE run_positions(const plane& p, std::size_t first) noexcept : digits_(p.digits), bit_(static_cast<std::ptrdiff_t>(p.base)) {
-    if (first == 0) return;
-    bit_ = static_cast<std::ptrdiff_t>(p.position(first));
-    std::size_t rest = first / extent(0);
-    for (std::size_t k = 1; k < 4 && extent(k) != 0; rest /= extent(k), ++k) digit_[k] = static_cast<unsigned>(rest % extent(k));
-  }
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE std::size_t bit() const noexcept { return static_cast<std::size_t>(bit_); }
-  LOWBIT_ALWAYS_INLINE void next() noexcept {
-    for (std::size_t k = 1; k < 4 && extent(k) != 0; ++k) {
-      const std::ptrdiff_t stride = (&digits_.stride[0])[k];
-      bit_ += stride;
-      if (++digit_[k] < extent(k)) return;
-      bit_ -= stride * static_cast<std::ptrdiff_t>(extent(k));
-      digit_[k] = 0;
-    }
-  }
-
- private:
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE unsigned extent(std::size_t k) const noexcept { return (&digits_.extent[0])[k]; }
-  const axes& digits_;
-  std::ptrdiff_t bit_;
-  unsigned digit_[4] = {};
-};
-
 /// The codes [first, first + count) of one plane of `blocks` consecutive blocks. `First`: the plane is the field's first.
 template <class Arch, direction To, bool First>
 LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, std::uint8_t* block, std::size_t blocks, std::size_t first,
@@ -194,12 +194,12 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
     case pattern::bytes: {
       const std::size_t run = p.digits.extent[0];
       const std::uint8_t mask = static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift);
-      run_positions position(p, first);
+      places run_at(p, 1, first);
       const auto move = [&](auto bytes) LOWBIT_INLINE_LAMBDA {
-        for (; done + run <= count; done += run, position.next()) {
-          const int right = static_cast<int>(position.bit() % 8) - static_cast<int>(p.shift);
+        for (; done + run <= count; done += run, run_at.next()) {
+          const int right = static_cast<int>(run_at.bit() % 8) - static_cast<int>(p.shift);
           for (std::size_t i = 0; i < run; i += sizeof bytes) {
-            std::uint8_t* from = block + position.bit() / 8 + i;
+            std::uint8_t* from = block + run_at.bit() / 8 + i;
             std::uint8_t* to = codes + done + i;
             for (std::size_t b = 0; b < blocks; ++b, from += block_bytes, to += count) move_bytes<To, First>(from, to, right, bytes);
           }
@@ -241,8 +241,10 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
     }
     case pattern::other: break;
   }
-  for (std::size_t i = done; i < count; ++i) {
-    const std::size_t bit = p.position(first + i);
+  if (done == count) return;
+  places element(p, 0, first + done);
+  for (std::size_t i = done; i < count; ++i, element.next()) {
+    const std::size_t bit = element.bit();
     for (std::size_t b = 0; b < blocks; ++b) {
       std::uint8_t& code = codes[b * count + i];
       std::uint8_t* const at = block + b * block_bytes;
@@ -271,7 +273,8 @@ class sub_block_field {
   LOWBIT_ALWAYS_INLINE sub_block_field(const integer_field& f, std::size_t count) noexcept : field_(f), count_(count) {
     for (std::size_t k = 0; k < 3 && plane_at(k).bits != 0; ++k) {
       const plane& p = plane_at(k);
-      for (std::size_t j = 0; j < count; ++j) at_[k][j] = static_cast<std::uint32_t>(p.position(j));
+      places element(p, 0);
+      for (std::size_t j = 0; j < count; ++j, element.next()) at_[k][j] = static_cast<std::uint32_t>(element.bit());
       const unsigned run = (&p.digits.extent[0])[0];
       const int stride = (&p.digits.stride[0])[0];
       pattern_[k] = stride == 8 && run % 4 == 0 && at_[k][0] % 8 + p.bits <= 8                             ? pattern::bytes

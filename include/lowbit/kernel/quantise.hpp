@@ -116,7 +116,7 @@ bool quantise_blocks(const quantise_args& a) noexcept {
   lanes x[size], channels[size];
   ggml::lane_blocks<F, lanes> b;
   alignas(64) std::int32_t words[size / 4 * n];
-  alignas(64) std::int32_t codes[size / 4];
+  alignas(64) std::uint8_t codes[n * size];
   bool numbers = true;
   for (std::size_t first = 0; first < weights.count(); first += n) {
     const float* blocks[n];
@@ -142,19 +142,24 @@ bool quantise_blocks(const quantise_args& a) noexcept {
       if (s.sub_scale.present()) b.sub_scale[j].store(sub_scale[j]);
       if (s.sub_minimum.present()) b.sub_minimum[j].store(sub_minimum[j]);
     }
-    for (std::size_t l = 0; l < n && first + l < weights.count(); ++l) {
+    const std::size_t count = weights.count() - first < n ? weights.count() - first : n;
+    std::uint8_t* out[n];
+    for (std::size_t l = 0; l < count; ++l) {
       std::uint8_t raw_scale[subs] = {}, raw_minimum[subs] = {}, zero_point = 0;
       for (std::size_t j = 0; j < subs; ++j) {
         if (s.sub_scale.present()) raw_scale[j] = static_cast<std::uint8_t>(s.sub_scale.stored(static_cast<int>(sub_scale[j][l])));
         if (s.sub_minimum.present()) raw_minimum[j] = static_cast<std::uint8_t>(s.sub_minimum.stored(static_cast<int>(sub_minimum[j][l])));
       }
-      for (std::size_t i = 0; i < size / 4; ++i) codes[i] = words[i * n + l];
+      for (std::size_t i = 0; i < size / 4; ++i) std::memcpy(codes + l * size + i * 4, words + i * n + l, 4);
       numbers &= scale[l] == scale[l] && minimum[l] == minimum[l];
       std::uint32_t scale_bits = number_bits(s.scale.type, scale[l]), minimum_bits = number_bits(s.minimum.type, minimum[l]);
-      auto* const bytes = reinterpret_cast<std::uint8_t*>(codes);
-      std::uint8_t* const out = weights.out_of(first + l);
-      write_header(s, {&scale_bits, &minimum_bits, &zero_point, raw_scale, raw_minimum, bytes}, out);
-      pack_codes<Arch>(s, bytes, 1, 0, size, out);
+      out[l] = weights.out_of(first + l);
+      write_header(s, {&scale_bits, &minimum_bits, &zero_point, raw_scale, raw_minimum, codes + l * size}, out[l]);
+    }
+    for (std::size_t l = 0, run = 1; l < count; l += run) {  // blocks side by side are packed in one call
+      for (run = 1; l + run < count && out[l + run] == out[l] + run * s.bytes; ++run) {
+      }
+      pack_codes<Arch>(s, codes + l * size, run, 0, size, out[l]);
     }
   }
   return numbers;

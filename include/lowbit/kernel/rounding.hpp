@@ -47,6 +47,20 @@ void find_range(const float* x, std::size_t n, float* low, float* high) noexcept
   *high = most + 0.0f;
 }
 
+/// Whether all of n numbers are finite.
+template <class Arch>
+bool all_finite(const float* x, std::size_t n) noexcept {
+  using floats = simd::batch<float, Arch>;
+  // x * 0 is NaN for NaN and infinity, and a sum that a NaN entered stays one.
+  floats sums[4] = {floats(0.0f), floats(0.0f), floats(0.0f), floats(0.0f)};
+  std::size_t i = 0;
+  for (; i + 4 * floats::size <= n; i += 4 * floats::size)
+    for (std::size_t k = 0; k < 4; ++k) sums[k] += floats::load_unaligned(x + i + k * floats::size) * floats(0.0f);
+  float sum = xsimd::reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < n; ++i) sum += x[i] * 0.0f;
+  return sum == 0.0f;
+}
+
 namespace detail {
 
 /// Some weights' maps, a register each.
@@ -86,7 +100,7 @@ void round_weights(const rounding_args& a) noexcept {
   const floats lowest(static_cast<float>(s.codes.lowest())), highest(static_cast<float>(s.codes.highest()));
   const ints shift(s.codes.is_signed ? 0 : s.codes.zero), mask((1 << s.codes.bits()) - 1);
   float order[16], sorted[16];
-  for (unsigned k = 0; k < 16; ++k) {
+  for (unsigned k = 0; s.values.present() && k < 16; ++k) {
     order[k] = s.values.order[k];
     sorted[k] = s.values.values[s.values.order[k]];
   }

@@ -31,6 +31,7 @@ struct unit {
   void (*quantise_activations)(const activation_args&) noexcept;
   void (*copy_activations)(const activation_args&) noexcept;
   bool (*quantise_rows)(const quantise_args&) noexcept;
+  bool (*all_finite)(const float*, std::size_t) noexcept;
   void (*find_range)(const float*, std::size_t, float*, float*) noexcept;
   void (*round_weights)(const rounding_args&) noexcept;
   const products* shapes;
@@ -77,9 +78,8 @@ constexpr unit unit_for() noexcept {
   using keys = typename detail::unique_keys<detail::keys<>, layout_for<F>::value.shape.key()...>::type;
   using table = detail::product_table<Arch, keys>;
   return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
-          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, &find_range<Arch>,
-          &round_weights<Arch>, table::entries,
-          std::size(table::entries), &accumulate<Arch>};
+          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, &all_finite<Arch>,
+          &find_range<Arch>, &round_weights<Arch>, table::entries, std::size(table::entries), &accumulate<Arch>};
 }
 
 }  // namespace lowbit::kernel

@@ -70,6 +70,12 @@ result<quantised> quantise(format_id id, method how, matrix_view<const float> we
   return detail::quantise_by<standard, round_nearest>(s, weights, uncalibrated(), executor);
 }
 
+/// The same by method::imatrix, from importance alone.
+template <executor E>
+result<quantised> quantise(format_id id, matrix_view<const float> weights, const calibrated<channel_importance>& importance, E& executor) {
+  return detail::quantise_by<importance_weighted, round_nearest>(spec_of_id(id), weights, importance, executor);
+}
+
 /// The same without data: fails (unsupported) on a method that needs them.
 template <executor E>
 result<packed_matrix> quantise(format_id id, method how, matrix_view<const float> weights, E& executor) {

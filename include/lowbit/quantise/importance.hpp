@@ -12,28 +12,9 @@
 namespace lowbit {
 
 /// Importance from elsewhere, an importance matrix's file for instance, in the place of a calibration: mean x² of each channel.
-class given_importance {
- public:
-  explicit given_importance(const std::vector<float>& mean) : mean_(Eigen::Map<const Eigen::VectorXf>(mean.data(), static_cast<Eigen::Index>(mean.size()))) {}
-  template <class T>
-  static constexpr bool has = std::is_same_v<T, channel_importance>;
-  template <class T>
-  [[nodiscard]] const given_importance& get() const noexcept {
-    static_assert(has<T>, "lowbit: this calibration has no such statistic");
-    return *this;
-  }
-  [[nodiscard]] const Eigen::VectorXf& mean() const noexcept { return mean_; }
-  static constexpr std::size_t any = static_cast<std::size_t>(-1);
-  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(mean_.size()); }
-  /// The importance of inputs whose channel c is divided by by[c].
-  void divide(std::span<const float> by) {
-    LOWBIT_EXPECTS(by.size() == channels());
-    for (std::size_t c = 0; c < by.size(); ++c) mean_[static_cast<Eigen::Index>(c)] /= by[c] * by[c];
-  }
-
- private:
-  Eigen::VectorXf mean_;
-};
+inline calibrated<channel_importance> given_importance(std::span<const float> means) {
+  return calibrated<channel_importance>(channel_importance::of_means(means));
+}
 
 /// Whether n numbers can be weights: finite, none negative, not all zero.
 inline bool usable_importance(const float* importance, std::size_t n) noexcept {

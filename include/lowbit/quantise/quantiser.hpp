@@ -39,10 +39,7 @@ constexpr bool has_all(needs_statistics<Needed...>) {
 /// The first weight that is not a finite number, as a failure.
 inline std::optional<failure> find_non_finite(matrix_view<const float> w) {
   for (std::size_t r = 0; r < w.rows; ++r) {
-    // x * 0 is NaN for NaN and infinity: one pass without a branch per weight.
-    float probe = 0;
-    for (std::size_t c = 0; c < w.cols; ++c) probe += w(r, c) * 0.0f;
-    if (probe == 0.0f) continue;
+    if (LOWBIT_BEST_KERNEL(all_finite)(w.row(r), w.cols)) continue;
     for (std::size_t c = 0; c < w.cols; ++c)
       if (!std::isfinite(w(r, c)))
         return failure{errc::bad_value, std::string(std::isnan(w(r, c)) ? "NaN" : "infinity") + " at row " + std::to_string(r) +

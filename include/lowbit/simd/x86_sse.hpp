@@ -53,6 +53,12 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
 }
 
 template <class Arch>
+  requires(batch<std::int32_t, Arch>::size == 4)
+LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::sse2>) noexcept {
+  const __m128i words = _mm_packs_epi32(v, v);
+  _mm_storeu_si32(p, _mm_packs_epi16(words, words));
+}
+template <class Arch>
   requires(batch<std::uint16_t, Arch>::size == 8)
 LOWBIT_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, batch<std::uint16_t, Arch> a, batch<std::uint16_t, Arch> b,
                                           requires_arch<xsimd::sse2>) noexcept {
