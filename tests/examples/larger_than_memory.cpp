@@ -1,4 +1,5 @@
-// Models larger than the memory that a process may have are quantised all the same: sparse files of gigabytes under a limit of 400 MB.
+// Models larger than the memory that a process may have are quantised and converted all the same: sparse files of gigabytes under a limit of
+// 400 MB, and one of 600 MB under 150 MB.
 #include "../instrumented.hpp"
 #include "../io/files.hpp"
 #include "files/names.hpp"
@@ -26,51 +27,58 @@ void put_key(std::string& s, const std::string& name, std::int32_t type, T value
   put(s, value);
 }
 
-constexpr std::uint32_t hidden = 4096, intermediate = 14336, heads = 32, kv_heads = 8, positions = 128;
+struct dimensions { std::uint32_t hidden, intermediate, heads, kv_heads, layers; };
+constexpr dimensions wide{4096, 14336, 32, 8, 1}, deep{1024, 4096, 16, 8, 10};
+constexpr std::uint32_t positions = 128;
 
 struct shape { std::string name; std::uint64_t cols, rows; };  // rows 0: a vector
 std::uint64_t floats_of(const shape& t) { return t.cols * std::max<std::uint64_t>(1, t.rows); }
 
-/// A Llama of one layer, in GGUF's names.
-std::vector<shape> shapes(std::uint64_t vocabulary) {
-  return {{"token_embd.weight", hidden, vocabulary}, {"output_norm.weight", hidden, 0}, {"blk.0.attn_norm.weight", hidden, 0},
-          {"blk.0.attn_q.weight", hidden, hidden}, {"blk.0.attn_k.weight", hidden, hidden / 4}, {"blk.0.attn_v.weight", hidden, hidden / 4},
-          {"blk.0.attn_output.weight", hidden, hidden}, {"blk.0.ffn_norm.weight", hidden, 0}, {"blk.0.ffn_gate.weight", hidden, intermediate},
-          {"blk.0.ffn_up.weight", hidden, intermediate}, {"blk.0.ffn_down.weight", intermediate, hidden}};
+/// The tensors of a Llama, in GGUF's names.
+std::vector<shape> shapes(const dimensions& d, std::uint64_t vocabulary) {
+  const std::uint64_t keys = d.hidden / d.heads * d.kv_heads;
+  std::vector<shape> all{{"token_embd.weight", d.hidden, vocabulary}, {"output_norm.weight", d.hidden, 0}};
+  for (std::uint32_t i = 0; i < d.layers; ++i)
+    for (const shape& t : {shape{"attn_norm", d.hidden, 0}, {"attn_q", d.hidden, d.hidden}, {"attn_k", d.hidden, keys}, {"attn_v", d.hidden, keys},
+                           {"attn_output", d.hidden, d.hidden}, {"ffn_norm", d.hidden, 0}, {"ffn_gate", d.hidden, d.intermediate},
+                           {"ffn_up", d.hidden, d.intermediate}, {"ffn_down", d.intermediate, d.hidden}})
+      all.push_back({"blk." + std::to_string(i) + '.' + t.name + ".weight", t.cols, t.rows});
+  return all;
 }
 
 /// A file of zeros, float32, after `head`, but for 128 ones at the end of the first tensor, the embedding. Returns its size.
-std::size_t write_sparse(const std::filesystem::path& path, const std::string& head, std::uint64_t vocabulary, std::uint64_t more_floats = 0) {
+std::size_t write_sparse(const std::filesystem::path& path, const std::string& head, const dimensions& d, std::uint64_t vocabulary,
+                         std::uint64_t more_floats = 0) {
   write_all(path, head);
   std::uint64_t floats = more_floats;
-  for (const shape& t : shapes(vocabulary)) floats += floats_of(t);
+  for (const shape& t : shapes(d, vocabulary)) floats += floats_of(t);
   const std::size_t size = head.size() + floats * sizeof(float);
   std::filesystem::resize_file(path, size);
   std::fstream file(path, std::ios::binary | std::ios::in | std::ios::out);
   const std::vector<float> ones(128, 1.0f);
-  file.seekp(static_cast<std::streamoff>(head.size() + (hidden * vocabulary - ones.size()) * sizeof(float)));
+  file.seekp(static_cast<std::streamoff>(head.size() + (d.hidden * vocabulary - ones.size()) * sizeof(float)));
   file.write(reinterpret_cast<const char*>(ones.data()), static_cast<std::streamsize>(ones.size() * sizeof(float)));
   return size;
 }
 
-std::size_t write_gguf(const std::filesystem::path& path, std::uint64_t vocabulary) {
+std::size_t write_gguf(const std::filesystem::path& path, const dimensions& d, std::uint64_t vocabulary) {
   std::string keys;
   std::uint64_t count = 0;
   const auto number = [&](const std::string& name, std::uint32_t v) { ++count, put_key(keys, name, 4, v); };
   const auto text = [&](const std::string& name, const std::string& v) { ++count, put_string(keys, name), put<std::int32_t>(keys, 8), put_string(keys, v); };
   text("general.architecture", "llama");
-  number("llama.block_count", 1);
+  number("llama.block_count", d.layers);
   number("llama.context_length", positions);
-  number("llama.embedding_length", hidden);
-  number("llama.feed_forward_length", intermediate);
-  number("llama.attention.head_count", heads);
-  number("llama.attention.head_count_kv", kv_heads);
+  number("llama.embedding_length", d.hidden);
+  number("llama.feed_forward_length", d.intermediate);
+  number("llama.attention.head_count", d.heads);
+  number("llama.attention.head_count_kv", d.kv_heads);
   ++count, put_key(keys, "llama.attention.layer_norm_rms_epsilon", 6, 1e-5f);
   text("tokenizer.ggml.model", "gpt2");
   text("tokenizer.ggml.pre", "gpt-2");
   ++count, put_string(keys, "tokenizer.ggml.tokens"), put<std::int32_t>(keys, 9), put<std::int32_t>(keys, 8), put<std::uint64_t>(keys, 1), put_string(keys, "a");
 
-  const std::vector<shape> tensors = shapes(vocabulary);
+  const std::vector<shape> tensors = shapes(d, vocabulary);
   std::string head = "GGUF";
   put<std::uint32_t>(head, 3);
   put<std::uint64_t>(head, tensors.size());
@@ -87,32 +95,32 @@ std::size_t write_gguf(const std::filesystem::path& path, std::uint64_t vocabula
     offset += floats_of(t) * sizeof(float);
   }
   head.resize(lowbit::round_up(head.size(), 32), '\0');
-  return write_sparse(path, head, vocabulary);
+  return write_sparse(path, head, d, vocabulary);
 }
 
 std::size_t write_llama2c(const std::filesystem::path& path, std::int32_t vocabulary) {
   std::string head;
-  for (const std::uint32_t h : {hidden, intermediate, 1u, heads, kv_heads, static_cast<std::uint32_t>(vocabulary), positions}) put(head, h);
+  for (const std::uint32_t h : {wide.hidden, wide.intermediate, 1u, wide.heads, wide.kv_heads, static_cast<std::uint32_t>(vocabulary), positions}) put(head, h);
   write_all(path.parent_path() / (path.stem().string() + "-tok.bin"), tiny_tokeniser(vocabulary));
-  return write_sparse(path, head, static_cast<std::uint64_t>(vocabulary), positions * (hidden / heads));
+  return write_sparse(path, head, wide, static_cast<std::uint64_t>(vocabulary), positions * (wide.hidden / wide.heads));
 }
 
 /// A Hugging Face folder, from that of a small model.
 std::size_t write_folder(const std::filesystem::path& path, std::uint64_t vocabulary) {
   auto config = nlohmann::json::parse(std::ifstream(path / "config.json"));
-  for (const auto& [key, value] : {std::pair<const char*, std::uint64_t>{"vocab_size", vocabulary}, {"hidden_size", hidden}, {"intermediate_size", intermediate},
-                                   {"num_hidden_layers", 1}, {"num_attention_heads", heads}, {"num_key_value_heads", kv_heads}, {"head_dim", hidden / heads}})
+  for (const auto& [key, value] : {std::pair<const char*, std::uint64_t>{"vocab_size", vocabulary}, {"hidden_size", wide.hidden}, {"intermediate_size", wide.intermediate},
+                                   {"num_hidden_layers", 1}, {"num_attention_heads", wide.heads}, {"num_key_value_heads", wide.kv_heads}, {"head_dim", wide.hidden / wide.heads}})
     config[key] = value;
   write_all(path / "config.json", config.dump());
   nlohmann::json header;
   std::uint64_t offset = 0;
-  for (const shape& t : shapes(vocabulary)) {
+  for (const shape& t : shapes(wide, vocabulary)) {
     const std::uint64_t begin = std::exchange(offset, offset + floats_of(t) * sizeof(float));
     header[llm::hf_name(t.name).value()] = {{"dtype", "F32"}, {"shape", t.rows == 0 ? nlohmann::json{t.cols} : nlohmann::json{t.rows, t.cols}}, {"data_offsets", {begin, offset}}};
   }
   std::string head;
   put_string(head, header.dump());
-  return write_sparse(path / "model.safetensors", head, vocabulary);
+  return write_sparse(path / "model.safetensors", head, wide, vocabulary);
 }
 
 /// Quantises in 400 MB of address space, and looks at what became of the embedding's end.
@@ -139,10 +147,27 @@ void check_quantised(const std::filesystem::path& model, std::size_t size, const
 TEST_CASE("models of gigabytes are quantised in 400 MB of address space, whatever their files") {
   if (instrumented) return;  // the sanitiser itself takes terabytes of addresses
   const scratch_folder folder;
-  check_quantised(folder / "large.gguf", write_gguf(folder / "large.gguf", 131072), folder / "gguf.gguf");
+  check_quantised(folder / "large.gguf", write_gguf(folder / "large.gguf", wide, 131072), folder / "gguf.gguf");
   check_quantised(folder / "large.bin", write_llama2c(folder / "large.bin", 49152), folder / "bin.gguf");
   write_all(folder / "tiny.bin", tiny_checkpoint({}));
   write_all(folder / "tiny-tok.bin", tiny_tokeniser(270));
   REQUIRE(std::system(("\"" LOWBIT_CLI "\" convert --to hf " + (folder / "tiny.bin").string() + " " + (folder / "hf").string() + " > /dev/null").c_str()) == 0);
   check_quantised(folder / "hf", write_folder(folder / "hf", 49152), folder / "hf.gguf");
+}
+
+TEST_CASE("a model is converted in memory for its largest tensor, whatever its own size") {
+  if (instrumented) return;
+  const scratch_folder folder;
+  REQUIRE(write_gguf(folder / "deep.gguf", deep, 64) > 4 * std::size_t{150'000'000});
+  const std::string command = "ulimit -v 150000 && \"" LOWBIT_CLI "\" convert --threads 1 --format q8_0 --to ";
+  REQUIRE(std::system((command + "gguf " + (folder / "deep.gguf").string() + ' ' + (folder / "small.gguf").string() + " > /dev/null").c_str()) == 0);
+  const auto file = lowbit::mapped_file::open(folder / "small.gguf");
+  REQUIRE(file);
+  const auto content = lowbit::read_gguf(file->bytes());
+  REQUIRE(content);
+  const auto* const embedding = content->find("token_embd.weight");
+  REQUIRE(embedding != nullptr);
+  const auto last = embedding->data.last(34);  // of q8_0: the scale 1 / 127, and codes 127
+  for (std::size_t i = 2; i < 34; ++i) CHECK(last[i] == 127);
+  CHECK(content->tensors.size() == 92);
 }

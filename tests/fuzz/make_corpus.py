@@ -107,6 +107,7 @@ layer = [("token_embd.weight", [4, 11], 0), ("output_norm.weight", [4], 0), ("bl
 save("gguf_model", "sentencepiece", gguf(model_keys + sentence, layer))
 save("gguf_model", "byte_level", gguf(model_keys + bytes_, layer + [("rope_freqs.weight", [1], 0)]))
 save("gguf_model", "bad_missing_tensors", gguf(model_keys + sentence, [("token_embd.weight", [256, 11], 17), ("blk.0.attn_q.weight", [256, 2], 19)]))
+save("gguf_model", "no_token_types", gguf(model_keys + bytes_[:3] + bytes_[4:], layer))
 save("gguf_model", "bad_no_tokens", gguf(model_keys + sentence[:1], layer))
 save("gguf_model", "bad_scores", gguf(model_keys + sentence[:3] + [array("tokenizer.ggml.scores", 6, [0.0])], layer))
 save("gguf_model", "bad_token_type", gguf(model_keys + sentence[:2] + [array("tokenizer.ggml.token_type", 5, [7] * 11)], layer))

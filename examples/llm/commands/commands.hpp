@@ -4,8 +4,10 @@
 #include <lowbit/core/error.hpp>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include <atomic>
+#include <cstdio>
 #include <functional>
 #include <string>
 
@@ -24,6 +26,12 @@ inline std::atomic<const char*> last_words{nullptr};
 
 /// The chosen subcommand.
 using action = std::function<lowbit::status()>;
+
+/// Prints one JSON value; bytes that are not UTF-8 (of files' names) are replaced.
+inline void print_json(const nlohmann::ordered_json& j) {
+  const std::string text = j.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + '\n';
+  std::fwrite(text.data(), 1, text.size(), stdout);
+}
 
 void add_inspect(CLI::App& app, const common_options& common, action& chosen);
 void add_verify(CLI::App& app, const common_options& common, action& chosen);

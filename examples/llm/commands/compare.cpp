@@ -190,7 +190,7 @@ class comparison {
                        {"quantise_seconds", r.quantise_seconds}, {"needs_data", r.needs_data}, {"save_as", r.save_as}});
         if (r.save_as.empty()) all.back()["file_bytes"] = all.back()["save_as"] = nullptr;
       }
-      fmt::print("{}\n", all.dump(2));
+      print_json(all);
       return;
     }
     fmt::print("{} ({}), {} parameters; {} tokens {}; {} thread{}\n", file_.name, file_.kind, parameters_, rows_.front().quality.tokens,

@@ -47,7 +47,7 @@ lowbit::status run(const options& o, const common_options& common) {
     for (const verdict& v : plan->verdicts())
       tensors.push_back({{"tensor", v.tensor}, {"from", v.from}, {"to", v.to}, {"verdict", name_of(v.kind)}, {"codes_kept", v.codes_kept}, {"relative_error", v.error}});
     const nlohmann::ordered_json j{{"target", o.target}, {"file_bytes", *bytes}, {"exact", plan->inexact() == nullptr}, {"warnings", model->warnings}, {"tensors", tensors}};
-    fmt::print("{}\n", j.dump(2));
+    print_json(j);
     return lowbit::done{};
   }
   std::size_t count[4] = {};

@@ -52,7 +52,7 @@ lowbit::status run(const options& o, const common_options& common) {
     add("kl_p99", e.kl_p99);
     add("kl_max", e.kl_max);
     add("top1_agreement", e.top1_agreement);
-    fmt::print("{}\n", j.dump(2));
+    print_json(j);
     return lowbit::done{};
   }
   fmt::print("tokens          {}\nnll             {:.5f} nats a token\nperplexity      {:.4f}\n", e.tokens, e.nll, e.perplexity);

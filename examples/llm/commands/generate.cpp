@@ -77,7 +77,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (common.json) {
     const nlohmann::ordered_json j{{"text", text}, {"tokens", ids}, {"prompt_tokens", prompt_tokens}, {"generated_tokens", generated},
                                    {"prompt_tokens_per_second", prompt_speed}, {"decode_tokens_per_second", speed}};
-    fmt::print("{}\n", j.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
+    print_json(j);
   } else {
     fmt::print("\n");
     fmt::print(stderr, "\n{} prompt tokens at {:.0f} a second, {} generated at {:.1f} a second\n", prompt_tokens, prompt_speed, generated, speed);

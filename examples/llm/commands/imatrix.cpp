@@ -32,7 +32,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (lowbit::status s = lowbit::write_imatrix(o.out, *m, o.old_kind ? lowbit::imatrix_kind::dat : lowbit::imatrix_kind::gguf); !s) return s;
   if (common.json) {
     const nlohmann::ordered_json j{{"matrices", m->entries.size()}, {"calibrated_on", samples->description()}};
-    fmt::print("{}\n", j.dump(2));
+    print_json(j);
   } else {
     fmt::print("{}: {} matrices; calibrated on {}\n", o.out, m->entries.size(), samples->description());
   }

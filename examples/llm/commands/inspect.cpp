@@ -93,7 +93,7 @@ lowbit::status run(const std::string& path, const common_options& common) {
       types[type] = {{"tensors", t.tensors}, {"elements", t.elements}, {"bytes", t.bytes}, {"bits_per_element", bits(t)}};
     const json j{{"kind", c->kind}, {"elements", all.elements}, {"bytes", all.bytes}, {"bits_per_element", bits(all)}, {"types", types},
                  {"metadata", c->metadata}, {"tensors", tensors}};
-    fmt::print("{}\n", j.dump(2, ' ', false, json::error_handler_t::replace));
+    print_json(j);
     return lowbit::done{};
   }
   fmt::print("{}\n\n", c->kind);

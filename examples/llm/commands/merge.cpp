@@ -152,7 +152,7 @@ lowbit::status run(const options& o, const common_options& common) {
                              {"calibrated_on", nullptr}, {"matrices", matrices}};
     if (!kept.empty()) j["adapter"] = kept;
     if (samples) j["calibrated_on"] = samples->description();
-    fmt::print("{}\n", j.dump(2));
+    print_json(j);
     return lowbit::done{};
   }
   for (const merged_matrix& m : measured.matrices)

@@ -157,7 +157,7 @@ lowbit::status run(options o, const common_options& common) {
                                    {"arithmetic_bytes", arithmetic}, {"source_bytes", in_bytes}, {"seconds", seconds}, {"peak_memory_bytes", peak},
                                    {"memory_before_bytes", memory_before}, {"largest_tensor_float_bytes", largest},
                                    {"calibrated_on", samples ? nlohmann::ordered_json(samples->description()) : nlohmann::ordered_json(nullptr)}};
-    fmt::print("{}\n", j.dump(2));
+    print_json(j);
     return lowbit::done{};
   }
   const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };

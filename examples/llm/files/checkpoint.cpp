@@ -37,13 +37,22 @@ std::vector<tensor> parts_of(const tensor& t, std::size_t most) {
   return parts;
 }
 
-lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path) {
+namespace {
+lowbit::result<checkpoint> open_any(const std::string& path, const std::string& tokeniser_path) {
   std::error_code ignored;
   const std::filesystem::path p{path};
   if (std::filesystem::is_directory(p, ignored)) return open_hf(path);
   if (p.extension() == ".safetensors") return open_hf(p.has_parent_path() ? p.parent_path().string() : ".");
   if (p.extension() == ".bin") return open_llama2c(path, tokeniser_path);
   return open_gguf(path);
+}
+}  // namespace
+
+lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path) {
+  auto c = open_any(path, tokeniser_path);
+  if (c)
+    if (const lowbit::status whole = complete(c->words); !whole) return lowbit::failure{whole.error().kind, path + ": " + whole.error().message};
+  return c;
 }
 
 lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to) {

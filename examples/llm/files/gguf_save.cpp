@@ -48,7 +48,6 @@ lowbit::gguf_metadata metadata_of(const checkpoint& model) {
   std::vector<std::string> pieces = v.pieces;
   std::vector<std::int32_t> kinds;
   for (const piece_kind k : v.kinds) kinds.push_back(static_cast<std::int32_t>(k));
-  kinds.resize(pieces.size(), static_cast<std::int32_t>(piece_kind::normal));
   std::vector<float> scores = v.scores;
   while (pieces.size() < c.vocabulary) {
     pieces.push_back(std::string{"[PAD"}.append(std::to_string(pieces.size())).append(1, ']'));

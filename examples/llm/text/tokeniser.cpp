@@ -26,14 +26,8 @@ std::optional<unsigned> byte_named(std::string_view piece) {
 
 lowbit::result<tokeniser> tokeniser::from(vocabulary v) {
   const auto malformed = [](std::string what) { return lowbit::failure{lowbit::errc::malformed, std::move(what)}; };
+  if (lowbit::status whole = complete(v); !whole) return std::move(whole).error();
   const auto count = static_cast<int>(v.pieces.size());
-  if (v.kinds.empty()) v.kinds.assign(v.pieces.size(), piece_kind::normal);
-  if (v.kinds.size() != v.pieces.size()) return malformed("the tokenizer has another number of token types than of tokens");
-  if (v.kind == vocabulary_kind::sentencepiece && v.scores.size() != v.pieces.size())
-    return malformed("the tokenizer has another number of scores than of tokens");
-  for (int id : {v.bos, v.eos, v.unknown})
-    if (id < -1 || id >= count) return malformed("a special token of the tokenizer is not in its vocabulary");
-  if (v.add_bos && v.bos < 0) return malformed("the tokenizer is to add a bos token but names none");
 
   tokeniser t;
   for (int id = 0; id < count; ++id) {

@@ -6,6 +6,8 @@
 
 #include "pretokenise.hpp"
 
+#include <lowbit/core/error.hpp>
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -29,5 +31,19 @@ struct vocabulary {
   bool add_bos = false;                     ///< a text begins with bos
   bool add_space_prefix = false;            ///< a text is read as if a space stood before it; sentencepiece only
 };
+
+/// Makes a vocabulary whole that a file gave: pieces are normal where it does not say. Fails where its lists are of different lengths or its
+/// special tokens are not among them. One without pieces (a model without a tokenizer) is whole.
+inline lowbit::status complete(vocabulary& v) {
+  const auto malformed = [](const char* what) { return lowbit::failure{lowbit::errc::malformed, what}; };
+  if (v.kinds.empty()) v.kinds.assign(v.pieces.size(), piece_kind::normal);
+  if (v.kinds.size() != v.pieces.size()) return malformed("the tokenizer has another number of token types than of tokens");
+  if (v.kind == vocabulary_kind::sentencepiece && v.scores.size() != v.pieces.size())
+    return malformed("the tokenizer has another number of scores than of tokens");
+  for (const int id : {v.bos, v.eos, v.unknown})
+    if (id < -1 || id >= static_cast<int>(v.pieces.size())) return malformed("a special token of the tokenizer is not in its vocabulary");
+  if (v.add_bos && v.bos < 0) return malformed("the tokenizer is to add a bos token but names none");
+  return lowbit::done{};
+}
 
 }  // namespace llm
