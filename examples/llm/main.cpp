@@ -25,6 +25,7 @@ void clean_up(int signal) {
 
 int main(int argc, char** argv) {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, clean_up);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further is an error of its write
   CLI::App app{"Quantise language models, run them on low-bit weights, and measure what that costs."};
   app.name("lowbit");
   app.require_subcommand(1);
@@ -42,9 +43,21 @@ int main(int argc, char** argv) {
   llm::add_generate(app, common, chosen);
   llm::add_compare(app, common, chosen);
   for (CLI::App* command : app.get_subcommands({})) {
-    command->add_option("--threads", common.threads, "Threads to use; 0 for as many as the machine has")->check(CLI::Range(0, 1024));
+    command->add_option("--threads", common.threads, "Threads to use; 0 for as many as the machine has")->capture_default_str()->check(CLI::Range(0, 1024));
     command->add_flag("--json", common.json, "Print one JSON value instead of text");
     command->add_option("--tokenizer", common.tokeniser, "For a llama2.c checkpoint: the tokenizer's file, if it is not beside the model");
+  }
+  if (argc > 1 && argv[1][0] != '-') {
+    std::string known;
+    bool is_known = false;
+    for (const CLI::App* command : app.get_subcommands({})) {
+      known.append(known.empty() ? "" : ", ").append(command->get_name());
+      is_known |= command->get_name() == argv[1];
+    }
+    if (!is_known) {
+      fmt::print(stderr, "lowbit: unknown command '{}'; there are {}\n", argv[1], known);
+      return 2;
+    }
   }
   try {
     app.parse(argc, argv);

@@ -22,6 +22,7 @@ std::string stopped_at(const std::string& pattern, const std::string& signal) {
 
 TEST_CASE("every subcommand explains itself") {
   CHECK(run("--help").code == 0);
+  check_refused("bogus", {"bogus", "quantise", "verify"});
   for (const char* command : {"inspect", "verify", "quantise", "imatrix", "convert", "merge", "evaluate", "generate", "compare"}) {
     const outcome o = run(std::string{command} + " --help");
     CHECK(o.code == 0);
@@ -78,7 +79,7 @@ TEST_CASE("verify hashes good files and names what is wrong with bad ones") {
   write_bytes(folder / "bad.gguf", bytes);
   const outcome bad = run("verify " + folder / "bad.gguf");
   CHECK(bad.code == 2);
-  CHECK(bad.err == "lowbit: " + folder / "bad.gguf" + ": 1 findings in 20 tensors\n");
+  CHECK(bad.err == "lowbit: " + folder / "bad.gguf" + ": 1 finding in 20 tensors\n");
   CHECK(bad.out.find("output_norm_weight: 1 weights are NaN or infinite, the first at row 0, column 0") != std::string::npos);
 
   std::string zeros = read_bytes(folder / "m.gguf");
@@ -138,7 +139,7 @@ TEST_CASE("bad input gets one line and exit code 2") {
   };
 
   check_refused("", {"subcommand"});
-  check_refused("frobnicate", {"subcommand"});
+  check_refused("frobnicate", {"frobnicate", "quantise"});
   check_refused("quantise " + model + " " + folder / "x.gguf", {"--format"});
   check_refused("inspect " + folder / "missing.gguf", {"missing.gguf", "No such file"});
   check_refused("generate " + folder / "missing.bin", {"missing.bin"});
@@ -170,6 +171,22 @@ TEST_CASE("bad input gets one line and exit code 2") {
   check_refused("quantise " + model + " " + folder / "x.gguf" + " --format q9_9", {"q9_9", "q4_0", "iq4_nl", "nf4", "u<b>_g<n>"});
   check_refused("quantise " + model + " " + folder / "x.gguf" + " --format q4_0 --method magic", {"magic", "rtn", "mse"});
   check_refused("compare " + model + " --formats q4_0,nope", {"nope", "q4_0"});
+
+  for (const char* nonsense : {"--temperature nan", "--temperature -1", "--top-p 5"}) check_refused("generate " + model + " " + nonsense, {"is not between"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + " --format s4_g64", {"x.gguf", "folder"});
+  REQUIRE(std::system(("mkfifo " + folder / "pipe").c_str()) == 0);
+  check_refused("generate " + folder / "pipe", {"pipe", "regular"});
+  check_refused("quantise " + model + " " + folder / "pipe" + " --format q4_0", {"pipe", "regular"});
+  CHECK(std::filesystem::is_fifo(folder / "pipe"));
+  std::filesystem::create_symlink("linked.gguf", folder / "link");
+  REQUIRE(run("quantise " + model + " " + folder / "link" + " --format q4_0").code == 0);
+  CHECK(std::filesystem::is_symlink(folder / "link"));
+  CHECK(std::filesystem::is_regular_file(folder / "linked.gguf"));
+  // A file that may not grow: an error like a full disk, and nothing is left.
+  const outcome full = run("quantise " + model + " " + folder / "full.gguf" + " --format f32", "sh -c 'ulimit -f 64; exec \"$0\" \"$@\"' ");
+  CHECK(full.code == 2);
+  CHECK(full.err.find("full.gguf") != std::string::npos);
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) CHECK(entry.path().filename().string().find("full") == std::string::npos);
 
   const std::string calibrated = "quantise " + model + " " + folder / "x.gguf" + " --format q4_0 --method gptq";
   check_refused(calibrated, {"gptq", "--calibration"});

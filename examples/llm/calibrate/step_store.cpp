@@ -4,6 +4,8 @@
 #include <lowbit/io/byte_reader.hpp>
 #include <lowbit/io/file_writer.hpp>
 
+#include <unistd.h>
+
 namespace llm {
 namespace {
 
@@ -31,8 +33,9 @@ lowbit::result<step_store> step_store::in_folder(const fs::path& folder, std::ui
   std::error_code error;
   for (std::size_t i = 0; !resume && fs::remove(s.file_of(i), error); ++i) {
   }
-  if (!fs::is_directory(folder, error) && !fs::create_directory(folder, error))
-    return lowbit::failure{lowbit::errc::io, "cannot make the work folder " + folder.string() + (error ? ": " + error.message() : "")};
+  const fs::path parent = folder.has_parent_path() ? folder.parent_path() : fs::path{"."};
+  if (::access(parent.c_str(), W_OK) != 0)
+    return lowbit::failure{lowbit::errc::io, "cannot make the work folder " + folder.string() + ": " + std::strerror(errno)};
   while (fs::exists(s.file_of(s.finished_), error))
     if (lowbit::status read = s.read_step(s.finished_); !read) return std::move(read).error();
   return s;
@@ -75,6 +78,8 @@ lowbit::status step_store::keep(named_weights step) {
     ++finished_;
     return lowbit::done{};
   }
+  std::error_code ignored;
+  fs::create_directory(folder_, ignored);  // what is wrong with it, the writer says
   auto file = lowbit::file_writer::create(file_of(finished_));
   if (!file) return std::move(file).error();
   std::string header{magic};

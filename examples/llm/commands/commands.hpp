@@ -27,6 +27,16 @@ inline std::atomic<const char*> last_words{nullptr};
 /// The chosen subcommand.
 using action = std::function<lowbit::status()>;
 
+/// For options: a number in [low, high], which NaN is not.
+inline CLI::Validator number_between(double low, double high) {
+  return CLI::Validator([low, high](const std::string& text) -> std::string {
+    double v = 0;
+    if (CLI::detail::lexical_cast(text, v) && v >= low && v <= high) return {};
+    std::string range = std::to_string(low);
+    return text + " is not between " + range.substr(0, range.find('.')) + " and " + std::to_string(static_cast<long>(high));
+  }, "FROM " + std::to_string(static_cast<long>(low)) + " TO " + std::to_string(static_cast<long>(high)));
+}
+
 /// Prints one JSON value; bytes that are not UTF-8 (of files' names) are replaced.
 inline void print_json(const nlohmann::ordered_json& j) {
   const std::string text = j.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + '\n';

@@ -16,6 +16,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <unistd.h>
 
 namespace llm {
@@ -74,6 +75,7 @@ class temporary_path {
     std::error_code failed;
     const auto folder = std::filesystem::temp_directory_path(failed);
     path_ = (failed ? std::filesystem::path{"."} : folder) / ("lowbit-compare-" + std::to_string(getpid()));
+    remembered_ = lowbit::partial_path{path_};
   }
   temporary_path(const temporary_path&) = delete;
   temporary_path& operator=(const temporary_path&) = delete;
@@ -85,6 +87,7 @@ class temporary_path {
 
  private:
   std::filesystem::path path_;
+  lowbit::partial_path remembered_;
 };
 
 class comparison {
@@ -204,9 +207,28 @@ class comparison {
                  r.bits_per_weight, r.save_as.empty() ? "-" : fmt::format("{:.2f}", static_cast<double>(r.file_bytes) / 1e6),
                  static_cast<double>(r.arithmetic_bytes) / 1e6, r.quality.perplexity, r.quality.kl_mean, r.quality.kl_p99, 100.0 * r.quality.top1_agreement,
                  r.decode_speed, r.prompt_speed, r.quantise_seconds, r.needs_data ? "yes" : "no", r.save_as.empty() ? "-" : r.save_as);
+    print_fallbacks();
   }
 
  private:
+  /// Which formats are not what all matrices got: a block does not divide their rows, or the file keeps them as floats.
+  void print_fallbacks() const {
+    std::string_view last;
+    for (const row& r : rows_) {
+      if (r.format == last) continue;
+      last = r.format;
+      std::map<std::string_view, std::size_t> others;
+      std::size_t matrices = 0;
+      for (const tensor& t : file_.tensors) {
+        if (t.is_vector) continue;
+        ++matrices;
+        const std::string_view got = lowbit::spec_of_id(target_format(t, *lowbit::find_format(r.format))).name;
+        if (got != r.format) ++others[got];
+      }
+      for (const auto& [name, count] : others) fmt::print("{}: {} of {} matrices are {}\n", r.format, count, matrices, name);
+    }
+  }
+
   const options& options_;
   const common_options& common_;
   checkpoint file_;
@@ -223,14 +245,19 @@ lowbit::status run(const options& o, const common_options& common) {
   std::vector<recipe> methods;
   bool needs_data = false;
   std::vector<lowbit::format_id> formats;
-  for (const std::string& name : o.methods) {
+  const auto trimmed = [](const std::string& name) {  // "q4_0, q8_0" is a list too
+    const auto begin = name.find_first_not_of(' '), end = name.find_last_not_of(' ');
+    return begin == name.npos ? std::string{} : name.substr(begin, end - begin + 1);
+  };
+  for (const std::string& given : o.methods) {
+    const std::string name = trimmed(given);
     const auto m = recipe_named(name);
     if (!m) return m.error();
     methods.push_back(*m);
     needs_data |= m->needs_data;
   }
-  for (const std::string& name : o.formats) {
-    const auto f = format_named(name);
+  for (const std::string& given : o.formats) {
+    const auto f = format_named(trimmed(given));
     if (!f) return f.error();
     formats.push_back(*f);
   }

@@ -2,6 +2,7 @@
 
 #include "../files/adapter.hpp"
 #include "../files/requantise.hpp"
+#include "progress.hpp"
 
 #include <fmt/core.h>
 
@@ -49,7 +50,13 @@ lowbit::result<loaded_model> load(const std::string& path, const common_options&
   warn(*file);
   auto words = tokeniser::from(file->words);
   if (!words) return in_file(words.error());
-  auto model = build_llama(*file, source, threads, panels.get());
+  progress bar{"loading"};
+  std::size_t done = 0;
+  const weight_source reported = [&](const tensor& t) {
+    bar(done++, file->tensors.size());
+    return source(t);
+  };
+  auto model = build_llama(*file, reported, threads, panels.get());
   if (!model) return in_file(model.error());
   return loaded_model{*std::move(file), *std::move(words), std::move(panels), std::make_unique<llama>(*std::move(model))};
 }

@@ -1,9 +1,13 @@
-// A progress bar on standard error: only on a terminal, and only once the work has taken a second.
+// A progress bar on standard error: only on a terminal, and only once the work has taken a second. It is drawn by a thread of its own, so that
+// it appears, and its time goes on, while a long step says nothing.
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
+#include <mutex>
 #include <string>
+#include <thread>
 
 namespace llm {
 
@@ -16,14 +20,19 @@ class progress {
 
   /// Says how far the work is; cheap to call often.
   void operator()(std::size_t done, std::size_t total);
-  /// Takes the bar away, for instance before something else is printed.
+  /// Takes the bar away for good, for instance before something else is printed.
   void clear();
 
  private:
-  using clock = std::chrono::steady_clock;
+  void draw_until_cleared();
+
   std::string label_;
-  bool terminal_, drawn_ = false;
-  clock::time_point began_, last_;
+  std::chrono::steady_clock::time_point began_;
+  std::mutex guard_;
+  std::condition_variable cleared_;
+  std::size_t done_ = 0, total_ = 0;
+  bool over_ = false;
+  std::thread drawing_;  // none where there is no terminal
 };
 
 }  // namespace llm

@@ -62,12 +62,12 @@ lowbit::result<std::uint64_t> hash_of(const checkpoint& model, lowbit::format_id
 /// Calibrates and writes; the bytes written. The finished steps go when the output is whole.
 lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const options& o, const recipe& method, const requantisation& how,
                                                 const calibration_samples& samples, step_store& store, thread_pool& threads) {
-  last_words = "\nlowbit: stopped; finished layers are kept, and the same command with --resume goes on\n";
   progress bar{"calibrating"};
-  if (lowbit::status s = calibration_pass{model, how, method, samples, threads}.run(store, std::ref(bar)); !s) {
-    if (store.finished() == 0) store.remove();
-    return std::move(s).error();
-  }
+  const auto report = [&](std::size_t done, std::size_t total) {
+    if (store.finished() != 0) last_words = "\nlowbit: stopped; finished layers are kept, and the same command with --resume goes on\n";
+    bar(done, total);
+  };
+  if (lowbit::status s = calibration_pass{model, how, method, samples, threads}.run(store, report); !s) return std::move(s).error();
   auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
     if (const weights* const w = store.find(t.name)) return weights{w->view().middle_rows(t.first_row, t.rows)};
     return requantise(t, how, threads);
@@ -113,7 +113,7 @@ lowbit::status run(options o, const common_options& common) {
   const auto began = std::chrono::steady_clock::now();
   const std::size_t memory_before = peak_memory();
   thread_pool threads{common.threads};
-  if (lowbit::status valid = check_model(*model); !valid) return valid;
+  if (lowbit::status valid = check_model(*model); !valid) return lowbit::failure{valid.error().kind, o.in + ": " + valid.error().message};
   if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
   std::optional<calibration_samples> samples;
   if (method->needs_data || o.formats.budget > 0) {
@@ -161,7 +161,7 @@ lowbit::status run(options o, const common_options& common) {
     return lowbit::done{};
   }
   const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };
-  fmt::print("{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, mb(*bytes), parameters,
+  fmt::print("{}{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, o.part_bytes != 0 ? ", in parts" : "", mb(*bytes), parameters,
              lowbit::spec_of_id(*format).bits_per_weight(), mb(arithmetic));
   if (samples) fmt::print("calibrated on {}\n", samples->description());
   fmt::print("{:.2f} s; peak memory {:.0f} MB, of which {:.0f} MB before the first tensor; the largest tensor is {:.0f} MB as floats\n", seconds,
@@ -179,7 +179,7 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes, in capitals: Q4_K_M, Q4_0, ...")->required();
   c->add_option("--budget", o->formats.budget, "Bits per weight on average: choose every matrix's format by the error that it makes in its layer's output (needs --calibration)")
       ->check(CLI::Range(1.0, 16.0));
-  c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name (as `inspect` shows it; * and ? match), the first that matches counts");
+  c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name in GGUF (blk.0.attn_v.weight; * and ? match), the first that matches counts");
   c->add_option("--method", o->method, recipe_names() + " (default: rtn; with --imatrix: imatrix)");
   c->add_option("--imatrix", o->imatrix, "An importance matrix of llama.cpp's, either kind of file, in the place of a calibration");
   add_calibration(*c, o->calibration, "");

@@ -1,6 +1,7 @@
 // `lowbit verify FILE`: a GGUF or safetensors file, or a folder of them, looked at to the last byte: its structure, every weight, and a hash
 // of every tensor.
 #include "commands.hpp"
+#include "progress.hpp"
 
 #include "../engine/thread_pool.hpp"
 
@@ -127,12 +128,16 @@ lowbit::status run(const options& o, const common_options& common) {
   std::vector<verdict> verdicts(subjects->size());
   std::optional<lowbit::failure> problem;
   std::mutex guard;
+  progress bar{"verifying"};
+  std::size_t looked_at = 0;
   threads.run(subjects->size(), [&](std::size_t i) {
     auto v = examine((*subjects)[i]);
     const std::lock_guard lock{guard};
+    bar(++looked_at, subjects->size());
     if (v) verdicts[i] = *std::move(v);
     else problem = std::move(v).error();
   });
+  bar.clear();
   if (problem) return *problem;
 
   std::size_t findings = 0;
@@ -153,7 +158,7 @@ lowbit::status run(const options& o, const common_options& common) {
   } else {
     for (const std::string& line : lines) fmt::print("{}\n", line);
   }
-  if (findings != 0) return lowbit::failure{lowbit::errc::bad_value, fmt::format("{}: {} findings in {} tensors", o.path, findings, subjects->size())};
+  if (findings != 0) return lowbit::failure{lowbit::errc::bad_value, fmt::format("{}: {} finding{} in {} tensors", o.path, findings, findings == 1 ? "" : "s", subjects->size())};
   if (!common.json) fmt::print("{}: {} tensors, nothing found\n", o.path, subjects->size());
   return lowbit::done{};
 }

@@ -15,11 +15,18 @@ lowbit::failure fail(lowbit::errc kind, std::string_view path, std::string_view 
   return {kind, std::string{path} + ": " + std::string{what}};
 }
 
+// A value that is not what its key asks for.
+struct wrong_value {
+  std::string key;
+};
+
 // Runs a reader; what nlohmann throws (a key missing, a value of another type) becomes a failure.
 template <class F>
 auto guarded(std::string_view path, F&& f) -> decltype(f()) {
   try {
     return f();
+  } catch (const wrong_value& e) {
+    return fail(lowbit::errc::malformed, path, "the value of '" + e.key + "' is of another kind than expected");
   } catch (const json::exception& e) {
     return fail(lowbit::errc::malformed, path, e.what());
   }
@@ -29,9 +36,13 @@ template <class T>
 T value_or(const json& j, const char* key, T otherwise) {
   const auto found = j.find(key);
   if (found == j.end() || found->is_null()) return otherwise;
-  // 1e300 is no integer; asked for one, the parser would convert it all the same. This throws, as for a string.
-  if (std::is_integral_v<T> && found->is_number_float()) (void)found->template get_ref<const json::number_integer_t&>();
-  return found->template get<T>();
+  // 1e300 is no integer; asked for one, the parser would convert it all the same.
+  if (std::is_integral_v<T> && found->is_number_float()) throw wrong_value{key};
+  try {
+    return found->template get<T>();
+  } catch (const json::exception&) {
+    throw wrong_value{key};
+  }
 }
 
 // Llama 3's stretching of long wavelengths (Llama 3.1, 2024), as divisors of each pair's frequency; nothing where its numbers make no sense.

@@ -77,10 +77,12 @@ class new_folder {
     if (!fs::create_directory(f.partial_, error))
       return lowbit::failure{lowbit::errc::io, "cannot write " + final_path.string() + ": " + (error ? error.message() : "a folder for it exists already")};
     f.owned_ = true;
+    f.remembered_ = lowbit::partial_path{f.partial_};
     return f;
   }
   new_folder(new_folder&& other) noexcept
-      : final_(std::move(other.final_)), partial_(std::move(other.partial_)), owned_(std::exchange(other.owned_, false)) {}
+      : final_(std::move(other.final_)), partial_(std::move(other.partial_)), owned_(std::exchange(other.owned_, false)),
+        remembered_(std::move(other.remembered_)) {}
   new_folder& operator=(new_folder&&) = delete;
   ~new_folder() {
     std::error_code ignored;
@@ -99,6 +101,7 @@ class new_folder {
   new_folder() = default;
   fs::path final_, partial_;
   bool owned_ = false;
+  lowbit::partial_path remembered_;
 };
 
 }  // namespace
@@ -109,6 +112,7 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     return lowbit::failure{lowbit::errc::unsupported, "a config.json with scaled RoPE is not written"};
   fs::path target = fs::path{folder}.lexically_normal();
   if (!target.has_filename()) target = target.parent_path();  // "name/"
+  if (target.extension() == ".gguf") return lowbit::failure{lowbit::errc::bad_value, folder + ": what is to be written is a folder, and this names a GGUF file"};
   auto made = new_folder::create(target);
   if (!made) return std::move(made).error();
 

@@ -10,6 +10,8 @@
 #include <array>
 #include <optional>
 
+#include <sys/syscall.h>
+
 namespace lowbit {
 
 namespace detail {
@@ -25,27 +27,82 @@ struct partial_files {
     return entries;
   }
 };
+
+/// Removes a folder and the files in it by system calls alone, since the C library's functions for folders allocate.
+inline void remove_folder(const char* path) noexcept {
+  const int folder = ::open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (folder < 0) return;
+#if defined(SYS_getdents64)
+  alignas(8) char entries[4096];
+  for (long n = 0; (n = ::syscall(SYS_getdents64, folder, entries, sizeof entries)) > 0;) {
+    for (long at = 0; at < n;) {  // {inode: 8, offset: 8, length: 2, type: 1, name}
+      std::uint16_t length = 0;
+      std::memcpy(&length, entries + at + 16, sizeof length);
+      ::unlinkat(folder, entries + at + 19, 0);
+      at += length;
+    }
+  }
+#endif
+  ::close(folder);
+  ::rmdir(path);
+}
 }  // namespace detail
 
-/// Removes the temporaries of all open writers. Safe to call from a signal handler.
+/// Removes the temporaries of all open writers, and what else is a partial_path. Safe to call from a signal handler.
 inline void remove_partial_files() noexcept {
   for (auto& e : detail::partial_files::all())
-    if (e.ready.load()) ::unlink(e.path.data());
+    if (e.ready.load() && ::unlink(e.path.data()) != 0) detail::remove_folder(e.path.data());
 }
+
+/// A file, or a folder of files, that remove_partial_files() removes while this object lives. Movable.
+class partial_path {
+ public:
+  partial_path() = default;
+  explicit partial_path(const std::filesystem::path& path) noexcept {
+    const char* const text = path.c_str();
+    const std::size_t size = std::strlen(text) + 1;
+    for (auto& e : detail::partial_files::all()) {
+      if (size > e.path.size() || e.used.exchange(true)) continue;
+      std::memcpy(e.path.data(), text, size);
+      e.ready = true;
+      entry_ = &e;
+      return;
+    }
+  }
+  partial_path(partial_path&& other) noexcept : entry_(std::exchange(other.entry_, nullptr)) {}
+  partial_path& operator=(partial_path&& other) noexcept {
+    std::swap(entry_, other.entry_);
+    return *this;
+  }
+  ~partial_path() {
+    if (entry_ == nullptr) return;
+    entry_->ready = false;
+    entry_->used = false;
+  }
+
+ private:
+  detail::partial_files::entry* entry_ = nullptr;
+};
 
 /// Movable. Not for several threads at once.
 class file_writer {
  public:
-  /// Fails (io) where the folder is missing or cannot be written to, or the target is a directory.
-  static result<file_writer> create(const std::filesystem::path& target) {
+  /// Fails (io) where the folder is missing or cannot be written to, or the target is there and no regular file: a directory, a device, a
+  /// pipe. Of a symbolic link the file that it leads to is written.
+  static result<file_writer> create(std::filesystem::path target) {
     std::error_code ignored;
-    if (std::filesystem::is_directory(target, ignored)) return failure{errc::io, "cannot write " + target.string() + ": it is a directory"};
+    for (int links = 0; links < 40 && std::filesystem::is_symlink(target, ignored); ++links)
+      target = target.parent_path() / std::filesystem::read_symlink(target, ignored);
+    const auto kind = std::filesystem::status(target, ignored).type();
+    if (kind == std::filesystem::file_type::directory) return failure{errc::io, "cannot write " + target.string() + ": it is a directory"};
+    if (kind != std::filesystem::file_type::regular && kind != std::filesystem::file_type::not_found)
+      return failure{errc::io, "cannot write " + target.string() + ": it is no regular file"};
     file_writer w;
     w.target_ = target;
     w.partial_ = target.parent_path() / ("." + target.filename().string() + ".partial-" + std::to_string(::getpid()));
     w.fd_ = ::open(w.partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (w.fd_ < 0) return detail::system_failure("cannot write", target);
-    w.remember();
+    w.remembered_ = partial_path(w.partial_);
     w.buffer_.reserve(buffer_bytes);
     return w;
   }
@@ -85,10 +142,10 @@ class file_writer {
     if (::close(std::exchange(fd_, -1)) != 0 || ::rename(partial_.c_str(), target_.c_str()) != 0) {
       const failure f = detail::system_failure("cannot write", target_);
       ::unlink(partial_.c_str());
-      forget();
+      remembered_ = {};
       return f;
     }
-    forget();
+    remembered_ = {};
     return done{};
   }
 
@@ -103,29 +160,13 @@ class file_writer {
     std::swap(written_, other.written_);
     std::swap(buffer_, other.buffer_);
     std::swap(problem_, other.problem_);
-    std::swap(entry_, other.entry_);
-  }
-  void remember() noexcept {
-    const std::string path = partial_.string();
-    for (auto& e : detail::partial_files::all()) {
-      if (path.size() >= e.path.size() || e.used.exchange(true)) continue;
-      std::memcpy(e.path.data(), path.c_str(), path.size() + 1);
-      e.ready = true;
-      entry_ = &e;
-      return;
-    }
-  }
-  void forget() noexcept {
-    if (entry_ == nullptr) return;
-    entry_->ready = false;
-    entry_->used = false;
-    entry_ = nullptr;
+    std::swap(remembered_, other.remembered_);
   }
   void abandon() noexcept {
     if (fd_ < 0) return;
     ::close(std::exchange(fd_, -1));
     ::unlink(partial_.c_str());
-    forget();
+    remembered_ = {};
   }
   status fail(const std::string& what) {
     problem_ = detail::system_failure(what, target_);
@@ -153,7 +194,7 @@ class file_writer {
   std::size_t written_ = 0;
   std::string buffer_;
   std::optional<failure> problem_;
-  detail::partial_files::entry* entry_ = nullptr;
+  partial_path remembered_;
 };
 
 }  // namespace lowbit

@@ -54,7 +54,7 @@ class open_file {
   static result<open_file> open(const std::filesystem::path& path) {
     open_file file;
     file.path_ = path;
-    file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    file.fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe without a writer would be waited for
     if (file.fd_ < 0) return detail::system_failure("cannot open", path);
     struct stat info {};
     if (::fstat(file.fd_, &info) != 0) return detail::system_failure("cannot read", path);
