@@ -36,14 +36,15 @@ void count(benchmark::State& state, double weights, double bytes, double work, d
 
 void multiply_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n, std::size_t tokens, std::size_t threads,
                   precision how) {
+  // Two processors whose memory is busy with others' work say nothing of two processors. (Asked before this row's own threads wait on them.)
+  if (tokens == 1 && threads > 1 && bench::read_bandwidth(threads) < 0.85 * bench::read_roof(threads))
+    return state.SkipWithError("others are using the memory's bandwidth");
+  const double read_roof = bench::read_roof(threads);
   bench::pinned_executor executor(threads);
   const std::vector<panel_matrix> copies = bench::panels_of(bench::random_weights(s, n), tokens, unit);
   const std::vector<float> x = bench::normal_floats(tokens * n.cols, 1.0f, 2);
   std::vector<float> y(tokens * n.rows);
   workspace space;
-  // Two processors whose memory is busy with others' work say nothing of two processors.
-  if (tokens == 1 && threads > 1 && bench::read_bandwidth(threads) < 0.85 * bench::read_roof(threads))
-    return state.SkipWithError("others are using the memory's bandwidth");
   std::size_t i = 0;
   for (auto _ : state) {
     multiply({x.data(), tokens, n.cols}, copies[i++ % copies.size()], {y.data(), tokens, n.rows}, space, executor, how);
@@ -52,7 +53,7 @@ void multiply_row(benchmark::State& state, const kernel::unit& unit, const forma
   const auto weights = static_cast<double>(n.rows * n.cols), bytes = static_cast<double>(copies[0].size_bytes());
   const double operations = 2 * weights * static_cast<double>(tokens), all = static_cast<double>(threads);
   const bool exact = how == precision::exact || copies[0].products().int8 == nullptr;
-  if (tokens == 1) count(state, weights, bytes, bytes, bench::read_roof(threads), "B");
+  if (tokens == 1) count(state, weights, bytes, bytes, read_roof, "B");
   else count(state, weights, bytes, operations, all * (exact ? bench::float_roof(unit.name) : bench::int8_roof(unit.name)), "op");
 }
 

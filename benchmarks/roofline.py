@@ -17,6 +17,7 @@ except ImportError:
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "lowbit"  # the same run, the same file
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 
 def points_of(run):
@@ -58,7 +59,6 @@ def main():
         xs = [low, peak / bandwidth, high]
         axes.plot(xs, [x * bandwidth / 1e9 if x * bandwidth < peak else peak / 1e9 for x in xs], color="black", linewidth=1)
         axes.annotate(f"{unit}: {peak / 1e9:.0f} GOP/s", (high, peak / 1e9), ha="right", va="bottom", fontsize=8)
-    axes.annotate(f"memory: {bandwidth / 1e9:.1f} GB/s", (low * 1.3, low * 1.3 * bandwidth / 1e9), rotation=35, va="bottom", fontsize=8)
 
     formats = sorted({name for name, _, _ in points})
     markers = "os^vD<>ph*Xd+x1234"
@@ -68,6 +68,12 @@ def main():
                   color=plt.cm.tab20(k % 20), label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        for formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+            formatter(ticker.LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axes.set_xlim(low, high)
+    axes.annotate(f"memory: {bandwidth / 1e9:.1f} GB/s", (low * 1.5, low * 1.5 * bandwidth / 1e9), rotation=45, rotation_mode="anchor",
+                  transform_rotates_text=True, va="bottom", fontsize=8)
     axes.set_xlabel("operations a byte (1, 4, 16, 64, 512 tokens from the left)")
     axes.set_ylabel("GOP/s")
     axes.legend(fontsize=7, ncol=2)

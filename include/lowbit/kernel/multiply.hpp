@@ -341,8 +341,9 @@ LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t firs
 /// y[tokens, rows of panels panel_begin … panel_end) = x Wᵀ. The layout's shape must have the key the function was compiled for.
 template <std::uint32_t Key, class Arch, bool Exact>
 void multiply(const multiply_args& a) noexcept {
-  // Two registers of rows share the broadcasts of activations where there are 32 registers to hold both accumulators.
-  constexpr std::size_t vectors = simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = tile_tokens<Arch>;
+  // Two registers of rows share the broadcasts of activations where there are 32 registers to hold what an integer product holds, and always
+  // where only sums are held: four of them alone would wait for one another.
+  constexpr std::size_t vectors = Exact || simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = tile_tokens<Arch>;
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
   const std::size_t end = a.panel_end * per_panel, tiles = ceil_div(a.tokens, full);
   for (std::size_t v = a.panel_begin * per_panel; v < end; v += vectors) {
