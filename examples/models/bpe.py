@@ -108,8 +108,11 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, contents):
-        """Reads back what `to_json` wrote."""
+        """Reads back what `to_json` wrote; any other file raises ValueError or, missing something, LookupError."""
         byte_of = {char: byte for byte, char in printable_bytes().items()}
         merges = [tuple(bytes(byte_of[char] for char in name) for name in merge.split(" "))
                   for merge in contents["model"]["merges"]]
-        return cls(merges, contents["added_tokens"][0]["content"])
+        tokenizer = cls(merges, contents["added_tokens"][0]["content"])
+        if tokenizer.to_json() != contents:
+            raise ValueError("a tokenizer of another kind")
+        return tokenizer

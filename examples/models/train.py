@@ -51,18 +51,18 @@ DROPOUT = 0.1  # without it the validation loss rises again before step 1500
 class RMSNorm(nn.Module):
     """Scales each vector to a root mean square of one, then by a learnt weight."""
 
-    def __init__(self, size):
+    def __init__(self, config):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight, self.epsilon = nn.Parameter(torch.ones(config["hidden_size"])), config["rms_norm_eps"]
 
     def forward(self, x):
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + CONFIG["rms_norm_eps"])
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
 
 
-def rotate(x):
+def rotate(x, theta):
     """Rotary embedding of x [batch, head, position, head_dim]; element i pairs with i + head_dim / 2."""
     half = x.shape[-1] // 2
-    frequencies = CONFIG["rope_theta"] ** (-torch.arange(half) / half)
+    frequencies = theta ** (-torch.arange(half) / half)
     angles = torch.arange(x.shape[-2])[:, None] * frequencies
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
@@ -71,33 +71,32 @@ def rotate(x):
 class Attention(nn.Module):
     """Causal self-attention in which groups of query heads share one key and value head."""
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
-        hidden, key_value = CONFIG["hidden_size"], CONFIG["num_key_value_heads"] * CONFIG["head_dim"]
-        self.q_proj = nn.Linear(hidden, hidden, bias=False)
+        hidden, size = config["hidden_size"], config["head_dim"]
+        query, key_value = size * config["num_attention_heads"], size * config["num_key_value_heads"]
+        self.size, self.sharing, self.theta = size, query // key_value, config["rope_theta"]
+        self.q_proj = nn.Linear(hidden, query, bias=False)
         self.k_proj = nn.Linear(hidden, key_value, bias=False)
         self.v_proj = nn.Linear(hidden, key_value, bias=False)
-        self.o_proj = nn.Linear(hidden, hidden, bias=False)
-        self.register_buffer("future", torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).triu(1), persistent=False)
+        self.o_proj = nn.Linear(query, hidden, bias=False)
 
     def forward(self, x):
-        def heads(projected):
-            return projected.unflatten(-1, (-1, CONFIG["head_dim"])).transpose(1, 2)
-        q, k, v = rotate(heads(self.q_proj(x))), rotate(heads(self.k_proj(x))), heads(self.v_proj(x))
-        sharing = CONFIG["num_attention_heads"] // CONFIG["num_key_value_heads"]
-        k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
-        scores = q @ k.transpose(-1, -2) / math.sqrt(CONFIG["head_dim"])
-        length = x.shape[1]
-        weights = scores.masked_fill(self.future[:length, :length], -math.inf).softmax(-1)
+        q, k, v = (project(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, self.theta), rotate(k, self.theta)
+        k, v = k.repeat_interleave(self.sharing, 1), v.repeat_interleave(self.sharing, 1)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(self.size)
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(future, -math.inf).softmax(-1)
         return self.o_proj((weights @ v).transpose(1, 2).flatten(-2))
 
 
 class GatedMLP(nn.Module):
     """SwiGLU: silu(gate) times up, projected down."""
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
-        hidden, intermediate = CONFIG["hidden_size"], CONFIG["intermediate_size"]
+        hidden, intermediate = config["hidden_size"], config["intermediate_size"]
         self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
         self.up_proj = nn.Linear(hidden, intermediate, bias=False)
         self.down_proj = nn.Linear(intermediate, hidden, bias=False)
@@ -109,12 +108,12 @@ class GatedMLP(nn.Module):
 class Layer(nn.Module):
     """Attention, then the MLP, each normalised before and added to the residual stream."""
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
-        self.input_layernorm = RMSNorm(CONFIG["hidden_size"])
-        self.self_attn = Attention()
-        self.post_attention_layernorm = RMSNorm(CONFIG["hidden_size"])
-        self.mlp = GatedMLP()
+        self.input_layernorm = RMSNorm(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config)
+        self.mlp = GatedMLP(config)
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, x):
@@ -125,11 +124,14 @@ class Layer(nn.Module):
 class Llama(nn.Module):
     """Ids [batch, position] to logits [batch, position, vocabulary]; parameters named as HF's after "model."."""
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__()
-        self.embed_tokens = nn.Embedding(CONFIG["vocab_size"], CONFIG["hidden_size"])
-        self.layers = nn.ModuleList(Layer() for _ in range(CONFIG["num_hidden_layers"]))
-        self.norm = RMSNorm(CONFIG["hidden_size"])
+        self.bos = config["bos_token_id"]
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config["num_hidden_layers"]))
+        self.norm = RMSNorm(config)
+        if not config["tie_word_embeddings"]:
+            self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
         self.dropout = nn.Dropout(DROPOUT)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:  # what adds to the residual stream starts smaller, as in GPT-2
@@ -140,21 +142,22 @@ class Llama(nn.Module):
         x = self.dropout(self.embed_tokens(ids))
         for layer in self.layers:
             x = layer(x)
-        return functional.linear(self.norm(x), self.embed_tokens.weight)
+        return functional.linear(self.norm(x), getattr(self, "lm_head", self.embed_tokens).weight)
 
 
 def loss_of(model, windows):
-    """Mean negative log-likelihood of windows [batch, at most CONTEXT] of text, each seen after a bos token."""
-    inputs = functional.pad(windows[:, :-1], (1, 0), value=CONFIG["bos_token_id"])
-    return functional.cross_entropy(model(inputs).flatten(0, 1), windows.flatten())
+    """Mean negative log-likelihood of windows [batch, length] of text after bos; for a model without bos, of all but their first tokens."""
+    if model.bos is not None:
+        windows = functional.pad(windows, (1, 0), value=model.bos)
+    return functional.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
 
 
 @torch.no_grad()
-def validation_loss(model, ids):
-    """The mean loss over consecutive windows of CONTEXT tokens; the rest that does not fill one is left out."""
+def validation_loss(model, ids, context=CONTEXT):
+    """The mean loss over consecutive windows of `context` tokens; the rest that does not fill one is left out."""
     model.eval()
-    windows = ids[:len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT)
-    total = sum(loss_of(model, batch).item() * len(batch) for batch in windows.split(32))
+    windows = ids[:len(ids) // context * context].view(-1, context)
+    total = sum(loss_of(model, batch).item() * len(batch) for batch in windows.split(BATCH))
     model.train()
     return total / len(windows)
 
@@ -232,7 +235,7 @@ def main():
     split = len(text) * 9 // 10
     tokenizer = Tokenizer.train(text[:split], CONFIG["vocab_size"], SPECIAL)
     ids, validation_ids = (torch.tensor(tokenizer.encode(part)) for part in (text[:split], text[split:]))
-    model = Llama()
+    model = Llama(CONFIG)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, "
           f"{len(ids)} tokens to train on, {len(validation_ids)} to validate", flush=True)
     train(model, ids, speech_starts(tokenizer, ids), validation_ids, arguments.steps)

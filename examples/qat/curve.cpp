@@ -63,9 +63,11 @@ std::string draw_curves(const std::string& title, const std::string& unit, const
     svg += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" fill=\"{}\">{}</text>\n", at_x, at_y, anchor, fill, escaped(what));
   };
   const double y_tick = tick_of(high - low), x_tick = tick_of(steps);
-  for (double v = std::ceil(low / y_tick) * y_tick; v <= high; v += y_tick) {
+  const int decimals = std::max(0, static_cast<int>(-std::floor(std::log10(y_tick) + 1e-9)));
+  for (double i = std::ceil(low / y_tick); i * y_tick <= high; ++i) {
+    const double v = i * y_tick + 0.0;  // which makes -0 a 0
     line(left, y(v), width - right, y(v), "#e4e4e4", "");
-    text(left - 8, y(v) + 4, "end", fmt::format("{:.3g}", v));
+    text(left - 8, y(v) + 4, "end", fmt::format("{:.{}f}", v, decimals));
   }
   for (double v = 0; v <= steps; v += x_tick) {
     line(x(v), height - bottom, x(v), height - bottom + 5, "#222", "");
@@ -82,23 +84,27 @@ std::string draw_curves(const std::string& title, const std::string& unit, const
     for (std::size_t s = 0; s < all[i].size(); ++s) points += fmt::format("{:.1f},{:.1f} ", x(static_cast<double>(s)), y(all[i][s]));
     svg += fmt::format("<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\" points=\"{}\"/>\n", colours[i % std::size(colours)], points);
   }
-  // Labels on the right, from the top down, apart from each other.
+  // Labels on the right, from the top down, apart from each other and above the axis' end, each with a line to what it names.
   struct label {
-    double at;
+    double of, at;
     std::string text;
     const char* colour;
   };
   std::vector<label> labels;
-  for (const level& l : levels) labels.push_back({y(l.loss), fmt::format("{} {:.3f}", l.name, l.loss), "#666"});
+  const auto name = [&](const std::string& what, double loss, const char* colour) {
+    labels.push_back({y(loss), y(loss), fmt::format("{} {:.3f}", what, loss), colour});
+  };
+  for (const level& l : levels) name(l.name, l.loss, "#666");
   for (std::size_t i = 0; i < all.size(); ++i)
-    if (const auto& losses = all[i]; !losses.empty())
-      labels.push_back({y(losses.back()), fmt::format("{} {:.3f}", curves[i].name, losses.back()), colours[i % std::size(colours)]});
-  std::sort(labels.begin(), labels.end(), [](const label& a, const label& b) { return a.at < b.at; });
-  double next = top;
-  for (const label& l : labels) {
-    const double at = std::max(l.at, next);
-    text(width - right + 8, at + 4, "start", l.text, l.colour);
-    next = at + 15;
+    if (!all[i].empty()) name(curves[i].name, all[i].back(), colours[i % std::size(colours)]);
+  std::sort(labels.begin(), labels.end(), [](const label& a, const label& b) { return a.of < b.of; });
+  double room = height - bottom;
+  for (auto l = labels.rbegin(); l != labels.rend(); ++l) room = (l->at = std::min(l->at, room)) - 15;
+  room = top;
+  for (label& l : labels) {
+    room = (l.at = std::max(l.at, room)) + 15;
+    line(width - right + 2, l.of, width - right + 18, l.at, l.colour, " stroke-width=\"0.7\"");
+    text(width - right + 22, l.at + 4, "start", l.text, l.colour);
   }
   return svg + "</svg>\n";
 }
