@@ -173,6 +173,7 @@ for name, data in {
     "good": statistics(2, of_two), "empty": statistics(0, of_none), "bad_magic": statistics(0, of_none, magic=1), "bad_version": statistics(0, of_none, version=2),
     "bad_channels": statistics(1 << 62, of_none), "bad_kind": statistics(0, of_none[::-1]), "bad_missing": statistics(0, of_none[:3]), "bad_size": statistics(3, of_two),
     "bad_short": statistics(0, of_none)[:-1], "bad_long": statistics(0, of_none) + b"x",
+    "bad_padding": statistics(0, [("hessian\0x", 0, 0, b"")] + of_none[1:]),
 }.items():
     save("statistics", name, data)
 

@@ -97,8 +97,9 @@ result<Set> load_statistics(std::span<const std::uint8_t> bytes) {
     const auto name = in.take(detail::saved_name);
     const auto seen = in.number(), size = in.number();
     if (!name || !seen || !size) return bad.emplace(truncated), void();
-    const auto* const text = reinterpret_cast<const char*>(name->data());
-    if (std::string_view(text, std::min<std::size_t>(std::find(text, text + detail::saved_name, '\0') - text, detail::saved_name)) != type::name) {
+    char wanted_name[detail::saved_name] = {};
+    std::copy(type::name.begin(), type::name.end(), wanted_name);
+    if (std::memcmp(name->data(), wanted_name, sizeof wanted_name) != 0) {
       bad = failure{errc::not_found, "no " + std::string(type::name) + " in these statistics"};
       return;
     }
