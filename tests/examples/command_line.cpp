@@ -50,9 +50,10 @@ TEST_CASE("an importance matrix is written, both kinds, and quantised by") {
   };
   const auto fresh = hashes("new.gguf"), nearest = hashes("rtn.gguf");
   CHECK(fresh == hashes("old.gguf"));
-  for (const auto& [name, hash] : fresh) {
+  for (const auto& entry : fresh) {
+    const std::string& name = entry.first;
     CAPTURE(name);
-    CHECK((hash != nearest.at(name)) == (name.find("blk.") == 0 && name.find("norm") == std::string::npos));
+    CHECK((entry.second != nearest.at(name)) == (name.find("blk.") == 0 && name.find("norm") == std::string::npos));
   }
   check_refused("imatrix " + model + " " + folder / "x.gguf", {"--calibration"});
   check_refused("quantise " + model + " " + folder / "x.gguf" + with + folder / "missing", {"missing"});
