@@ -45,7 +45,8 @@ TEST_CASE("an importance matrix is written, both kinds, and quantised by") {
   REQUIRE(run("quantise " + model + " " + folder / "rtn.gguf" + " --format q4_0").code == 0);
   const auto hashes = [&](const std::string& name) {
     std::map<std::string, std::string> all;
-    for (const auto& t : nlohmann::json::parse(run("verify --json " + folder / name).out)["tensors"]) all[t["name"]] = t["sha256"];
+    const auto j = nlohmann::json::parse(run("verify --json " + folder / name).out);
+    for (const auto& t : j["tensors"]) all[t["name"]] = t["sha256"];
     return all;
   };
   const auto fresh = hashes("new.gguf"), nearest = hashes("rtn.gguf");
