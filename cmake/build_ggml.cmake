@@ -1,21 +1,12 @@
 # Builds ggml for this machine and installs it into FOLDER, from the source distribution of llama-cpp-python, which carries it: the peer
 # that benchmarks/peers measures lowbit against. Some minutes; once.
+include(${CMAKE_CURRENT_LIST_DIR}/pip_download.cmake)
 set(version 0.3.36)
 if(EXISTS ${FOLDER}/lib/cmake/ggml/ggml-config.cmake)
   return()
 endif()
-find_program(python NAMES python3 python REQUIRED)
 set(work ${FOLDER}/work)
-file(REMOVE_RECURSE ${work})
-file(MAKE_DIRECTORY ${work})
-message(STATUS "Downloading the sources of llama-cpp-python ${version} (about 70 MB) ...")
-execute_process(COMMAND ${python} -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest ${work} llama-cpp-python==${version}
-                RESULT_VARIABLE code)
-file(GLOB archive ${work}/*.tar.gz)
-if(NOT code EQUAL 0 OR NOT archive)
-  message(FATAL_ERROR "the sources of llama-cpp-python ${version} could not be downloaded with pip (is python3-pip installed, and PyPI reachable?)")
-endif()
-file(ARCHIVE_EXTRACT INPUT ${archive} DESTINATION ${work})
+lowbit_pip_download(${work} llama-cpp-python ${version} tar.gz "sources, about 70 MB" --no-binary llama-cpp-python)
 file(GLOB source ${work}/*/vendor/llama.cpp/ggml)
 if(NOT source)
   message(FATAL_ERROR "llama-cpp-python ${version} holds no ggml")

@@ -154,7 +154,7 @@ lowbit::status run(const options& o, const common_options& common) {
     }
   }
   if (common.json) {
-    fmt::print("{}\n", json{{"file", o.path}, {"tensors", tensors}, {"findings", list}}.dump(2, ' ', false, json::error_handler_t::replace));
+    print_json(json{{"file", o.path}, {"tensors", tensors}, {"findings", list}});
   } else {
     for (const std::string& line : lines) fmt::print("{}\n", line);
   }

@@ -8,6 +8,7 @@
 #include <lowbit/calibration/statistics.hpp>
 #include <lowbit/core/error.hpp>
 
+#include <array>
 #include <cstring>
 
 namespace lowbit {
@@ -15,6 +16,15 @@ namespace lowbit {
 namespace detail {
 inline constexpr std::uint64_t saved_magic = 0x54537469'62776f6c, saved_version = 1;  // "lowbitST"
 inline constexpr std::size_t saved_name = 24;
+
+/// A statistic's name as files hold it: zeros after it.
+template <class Statistic>
+constexpr std::array<char, saved_name> padded_name() noexcept {
+  static_assert(Statistic::name.size() <= saved_name, "lowbit: a statistic's name has at most 24 characters");
+  std::array<char, saved_name> name{};
+  for (std::size_t i = 0; i < Statistic::name.size(); ++i) name[i] = Statistic::name[i];
+  return name;
+}
 
 inline std::uint64_t fnv1a(std::span<const std::uint8_t> bytes) noexcept {
   std::uint64_t hash = 0xcbf29ce484222325;
@@ -61,11 +71,9 @@ std::vector<std::uint8_t> save_statistics(const calibrated<S...>& set) {
   number(sizeof...(S));
   set.for_each([&](const auto& statistic) {
     using type = std::remove_cvref_t<decltype(statistic)>;
-    static_assert(type::name.size() <= detail::saved_name, "lowbit: a statistic's name has at most 24 characters");
     const auto [tokens, values] = type::stored(statistic);
-    char name[detail::saved_name] = {};
-    std::copy(type::name.begin(), type::name.end(), name);
-    append(name, sizeof name);
+    const auto name = detail::padded_name<type>();
+    append(name.data(), name.size());
     number(*tokens);
     number(values.size());
     append(values.data(), values.size_bytes());
@@ -97,9 +105,7 @@ result<Set> load_statistics(std::span<const std::uint8_t> bytes) {
     const auto name = in.take(detail::saved_name);
     const auto seen = in.number(), size = in.number();
     if (!name || !seen || !size) return bad.emplace(truncated), void();
-    char wanted_name[detail::saved_name] = {};
-    std::copy(type::name.begin(), type::name.end(), wanted_name);
-    if (std::memcmp(name->data(), wanted_name, sizeof wanted_name) != 0) {
+    if (std::memcmp(name->data(), detail::padded_name<type>().data(), detail::saved_name) != 0) {
       bad = failure{errc::not_found, "no " + std::string(type::name) + " in these statistics"};
       return;
     }
