@@ -74,9 +74,9 @@ struct scene {
     REQUIRE(lowbit::write_gguf_adapter(gguf, a).ok());
     REQUIRE(lowbit::write_peft_adapter(peft, as_hf(a), "tiny").ok());
   }
-  [[nodiscard]] double nll(const std::string& arguments) const { return json_of("evaluate " + arguments + " --exact --text " + text)["nll"].get<double>(); }
+  [[nodiscard]] double nll(const std::string& arguments) const { return json_of("evaluate " + arguments + " --activations exact --text " + text)["nll"].get<double>(); }
   [[nodiscard]] double kl(const std::string& arguments, const std::string& reference) const {
-    return json_of("evaluate " + arguments + " --exact --text " + text + " --reference " + reference)["kl_mean"].get<double>();
+    return json_of("evaluate " + arguments + " --activations exact --text " + text + " --reference " + reference)["kl_mean"].get<double>();
   }
 };
 
@@ -94,8 +94,8 @@ TEST_CASE("adapters of both kinds of file are the same beside a model, and merge
   // Twice the adapter is the adapter of twice the scale.
   REQUIRE(lowbit::write_gguf_adapter(s.folder / "twice.gguf", tiny_adapter(3, 0.2f)).ok());
   CHECK(s.nll(s.model + " --adapter " + s.gguf + " --adapter " + s.peft) == doctest::Approx(s.nll(s.model + " --adapter " + s.folder / "twice.gguf")).epsilon(1e-5));
-  const auto once = json_of("generate " + s.model + " -n 12 --exact --prompt abc"), adapted = json_of("generate " + s.model + " -n 12 --exact --prompt abc --adapter " + s.peft);
-  const auto merged = json_of("generate " + s.folder / "f32.gguf" + " -n 12 --exact --prompt abc");
+  const auto once = json_of("generate " + s.model + " -n 12 --activations exact --prompt abc"), adapted = json_of("generate " + s.model + " -n 12 --activations exact --prompt abc --adapter " + s.peft);
+  const auto merged = json_of("generate " + s.folder / "f32.gguf" + " -n 12 --activations exact --prompt abc");
   CHECK(adapted["tokens"] == merged["tokens"]);
   CHECK(adapted["tokens"] != once["tokens"]);
 }

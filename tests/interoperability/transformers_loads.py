@@ -36,7 +36,7 @@ with Folder() as folder:
         except (ImportError, RuntimeError, NotImplementedError) as error:
             print(f"not run: {out.name} ({type(error).__name__}: {str(error).splitlines()[0]})")
             continue
-        ours = json.loads(lowbit(executable, "evaluate", out, "--text", folder / "text.txt", "--exact", "--json"))["perplexity"]
+        ours = json.loads(lowbit(executable, "evaluate", out, "--text", folder / "text.txt", "--activations", "exact", "--json"))["perplexity"]
         # (bitsandbytes rounds the activations of LLM.int8 to 8 bits; lowbit was told not to.)
         if not abs(theirs - ours) < (1e-2 if "int8" in layout else 1e-3) * ours:
             raise SystemExit(f"{out.name}: transformers has perplexity {theirs}, lowbit {ours}")

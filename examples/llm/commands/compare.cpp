@@ -31,7 +31,7 @@ struct options {
   std::vector<std::string> methods{"rtn", "mse"};
   calibration_options calibration;
   std::size_t context = 0, tokens = 0;
-  bool exact = false;
+  lowbit::precision activations = lowbit::precision::automatic;
 };
 
 /// One line of the table.
@@ -175,7 +175,7 @@ class comparison {
     for (tensor& t : model.tensors) t.read = [&in_memory, &t] { return in_memory(t); };  // vectors, too
     const auto built = build_llama(model, in_memory, threads_);
     if (!built) return built.error();
-    session s{*built, context_, threads_, options_.exact ? lowbit::precision::exact : lowbit::precision::int8};
+    session s{*built, context_, threads_, options_.activations};
     r.quality = evaluate(logits_of(s, windows_), reference_, windows_, std::ref(bar));
     measure_speed(s, windows_[0], r);
     rows_.push_back(std::move(r));
@@ -286,7 +286,7 @@ void add_compare(CLI::App& app, const common_options& common, action& chosen) {
   add_calibration(*c, o->calibration, " (default: one that the float32 model writes, with another seed than the text that is evaluated on)");
   c->add_option("--context", o->context, "Tokens in a window (default 256, or what the model was trained for)");
   c->add_option("--tokens", o->tokens, "Predict so many tokens (default: by the size of the vocabulary, 64 to 4096)");
-  c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
+  add_activations(*c, o->activations);
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

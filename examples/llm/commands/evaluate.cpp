@@ -12,7 +12,7 @@ struct options {
   std::string model, reference, text, quantise, kv_format;
   std::vector<std::string> adapters;
   std::size_t context = 0, tokens = 0;
-  bool exact = false;
+  lowbit::precision activations = lowbit::precision::automatic;
 };
 
 lowbit::status run(const options& o, const common_options& common) {
@@ -28,7 +28,7 @@ lowbit::status run(const options& o, const common_options& common) {
   auto windows = windows_of_text(o.text, model->words, context, o.tokens);
   if (!windows) return std::move(windows).error();
 
-  session s{*model->model, context, threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8, *kv_format};
+  session s{*model->model, context, threads, o.activations, *kv_format};
   std::unique_ptr<session> reference_session;
   logit_source reference_logits;
   loaded_model reference;
@@ -76,7 +76,7 @@ void add_evaluate(CLI::App& app, common_options& common, action& chosen) {
   c->add_option("--tokens", o->tokens, "Predict only so many tokens (default: the whole text)");
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
   c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");
-  c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
+  add_activations(*c, o->activations);
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

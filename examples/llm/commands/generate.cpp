@@ -16,7 +16,8 @@ struct options {
   std::vector<std::string> adapters;
   std::size_t tokens = 128;
   sampling draw;
-  bool exact = false, special = false;
+  lowbit::precision activations = lowbit::precision::automatic;
+  bool special = false;
 };
 
 double seconds_since(std::chrono::steady_clock::time_point t) {
@@ -44,7 +45,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (prompt_tokens >= context)
     return lowbit::failure{lowbit::errc::bad_value, "the prompt has " + std::to_string(prompt_tokens) + " tokens, the model's context " + std::to_string(context)};
 
-  session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.exact ? lowbit::precision::exact : lowbit::precision::int8,
+  session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.activations,
             *kv_format};
   sampler choose{o.draw};
   std::string text = words.decode(ids);  // the space that encode put first is not part of it
@@ -101,7 +102,7 @@ void add_generate(CLI::App& app, common_options& common, action& chosen) {
   c->add_flag("--special", o->special, "Names of control tokens in the prompt are those tokens");
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
   c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");
-  c->add_flag("--exact", o->exact, "Keep activations in float32 instead of quantising them to int8");
+  add_activations(*c, o->activations);
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

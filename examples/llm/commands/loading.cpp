@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <map>
 
 namespace llm {
 
@@ -102,6 +103,14 @@ lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& na
   const lowbit::format_spec& s = lowbit::spec_of_id(*format);
   if (s.is_recoded()) return lowbit::failure{lowbit::errc::unsupported, "keys and values cannot be kept in " + name};
   return &s;
+}
+
+void add_activations(CLI::App& command, lowbit::precision& how) {
+  static const std::map<std::string, lowbit::precision> names{
+      {"automatic", lowbit::precision::automatic}, {"exact", lowbit::precision::exact}, {"int16", lowbit::precision::int16}, {"int8", lowbit::precision::int8}};
+  command.add_option_function<std::string>("--activations", [&how](const std::string& name) { how = names.at(name); },
+                      "What activations are rounded to before a product; automatic: int16 beside weights of more than 6 bits, int8 beside others")
+      ->check(CLI::IsMember(names))->default_str("automatic");
 }
 
 lowbit::status attach_adapters(loaded_model& model, const std::vector<std::string>& paths, thread_pool& threads) {

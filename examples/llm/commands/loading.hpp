@@ -31,6 +31,8 @@ lowbit::result<loaded_model> load_model(const std::string& path, const common_op
 /// The weights quantised as they are loaded, tensor by tensor: no second file, no second copy. Fails for an unknown format.
 lowbit::result<weight_source> quantised_source(const std::string& format, thread_pool& threads);
 
+/// Adds --activations.
+void add_activations(CLI::App& command, lowbit::precision& how);
 /// The format that --kv-format names; null for an empty name. Fails for an unknown format, and for one that a cache cannot hold.
 lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name);
 /// What --adapter says of itself.

@@ -2,8 +2,10 @@
 //
 // Integer path: each block of a token (the weights' block) gets a scale of its own, x ~ scale * q with q = x * 127 / max|x| rounded to
 // nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block. A zero-point
-// that the whole format shares is taken away before the first product: accumulators start from -zero * sum. Exact path: floats, with
-// float sums where minima need them. A tile has `tile_tokens` columns, the last one as few as tile_width says.
+// that the whole format shares is taken away before the first product: accumulators start from -zero * sum. A token may take two columns
+// that lie side by side, the second with what the first left, rounded with a scale of its own: x ~ scale * q + scale' * q', 16 bits for the
+// same kernels. Exact path: floats, with float sums where minima need them. A tile has `tile_tokens` columns, the last one as few as
+// tile_width says.
 #pragma once
 
 #include <lowbit/kernel/panel.hpp>
@@ -34,9 +36,10 @@ struct activation_args {
   std::size_t tokens, cols;
   std::size_t tile_begin, tile_end;
   activation_buffers out;
+  std::size_t parts = 1;        ///< columns of a token on the integer path: 1 or 2
 };
 
-/// Divides `memory` (64-byte aligned) among the buffers of `tokens` tokens, and says how many bytes they take: a multiple of 64. With
+/// Divides `memory` (64-byte aligned) among the buffers of `tokens` columns, and says how many bytes they take: a multiple of 64. With
 /// null, only the latter.
 inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, std::size_t cols, std::size_t tile_tokens, bool exact,
                                      std::uint8_t* memory, activation_buffers* out) noexcept {
@@ -70,10 +73,12 @@ LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, con
          a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels();
 }
 
-/// The columns of a tile: all, or for the last tokens as few as a kernel exists for (1, 4 or all).
+/// The columns of a tile: all, or for the last tokens as few as a kernel exists for: 1, 2 (integer path, for one
+/// token in two columns), 4 or all.
+template <bool Exact>
 LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::size_t tokens, std::size_t full) noexcept {
   const std::size_t rest = tokens - tile * full;
-  return rest == 1 ? 1 : rest <= 4 && full > 4 ? 4 : full;
+  return rest == 1 || (rest == 2 && !Exact) ? rest : rest <= 4 && full > 4 ? 4 : full;
 }
 
 /// What unsigned bytes hold more than the levels they stand for, on every row: the format's own zero, and 128 where signed levels are
@@ -91,82 +96,102 @@ LOWBIT_ALWAYS_INLINE const float* row_of_token(const activation_args& a, std::si
   return a.x + (a.from != nullptr ? a.from[token] : token) * a.x_stride;
 }
 
+namespace detail {
+
+/// How a block of a token was rounded, and so what was left: v - scale * nearest(v * inverse), with the same bits everywhere.
+template <class Arch>
+struct rounded_block {
+  float scale, inverse;
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE simd::batch<std::int32_t, Arch> codes(const simd::batch<float, Arch>& v) const noexcept {
+    return xsimd::nearbyint_as_int(simd::batch<float, Arch>(v * simd::batch<float, Arch>(inverse)));
+  }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE simd::batch<float, Arch> rest(const simd::batch<float, Arch>& v) const noexcept {
+    return v - simd::rounded_product<Arch>(xsimd::to_float(codes(v)), simd::batch<float, Arch>(scale), Arch{});
+  }
+};
+
+/// Rounds columns [begin, end) of the token at x, which are block `b`, into column t of a tile. `value_of` gives the numbers to round for
+/// those that are loaded.
+template <class Arch, class F>
+rounded_block<Arch> quantise_block(const panel_layout& p, const activation_buffers& out, const float* x, std::size_t begin, std::size_t end,
+                                   std::size_t b, std::size_t width, std::size_t t, const F& value_of) noexcept {
+  constexpr std::size_t n = simd::lanes<Arch>;
+  using floats = simd::batch<float, Arch>;
+  // n values from column k; past `stop` they are zero.
+  const auto load = [&](std::size_t k, std::size_t stop) LOWBIT_INLINE_LAMBDA {
+    if (k + n <= stop) return value_of(floats::load_unaligned(x + k));
+    alignas(64) float values[n];
+    for (std::size_t i = 0; i < n; ++i) values[i] = k + i < stop ? x[k + i] : 0.0f;
+    return value_of(floats::load_aligned(values));
+  };
+  // A maximum may lose a NaN; x * 0 does not, nor an infinity.
+  floats most(0.0f), probes(0.0f);
+  for (std::size_t c = begin; c < end; c += n) {
+    const floats v = load(c, end);
+    most = xsimd::max(most, xsimd::abs(v));
+    probes += v * floats(0.0f);
+  }
+  const float largest = xsimd::reduce_max(most);
+  const rounded_block<Arch> rounded{largest / 127.0f + xsimd::reduce_add(probes), largest > smallest_activation ? 127.0f / largest : 0.0f};
+  out.scales[b * width + t] = rounded.scale;
+  const int zero = shared_zero<Arch>(p);
+  for (std::size_t j = 0; j < p.sub_blocks; ++j) {
+    const std::size_t from = begin + j * p.sub_block;
+    const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;
+    std::int32_t sum = 0;
+    std::size_t k = from;
+    std::int32_t* word = out.words + (b * p.block_steps() + j * p.sub_steps) * width + t;
+    for (std::size_t step = 0; step < p.sub_steps; step += n / step_weights, k += n) {
+      const auto q = rounded.codes(load(k, stop));
+      sum += xsimd::reduce_add(q);
+      alignas(64) std::int8_t narrow[n];
+      simd::store_narrowed<Arch>(narrow, q, Arch{});
+      for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width)
+        std::memcpy(word, narrow + i * step_weights, step_weights);
+    }
+    out.sums[(b * p.sub_blocks + j) * width + t] = sum;
+    out.starts[(b * p.sub_blocks + j) * width + t] = -zero * sum;
+  }
+  for (std::size_t j = 0; j < p.sum_pairs(); ++j) {
+    int low, high;
+    if (p.stored_zero) {
+      const int sum = out.sums[(b * p.sub_blocks + j) * width + t];
+      low = sum & 127;
+      high = sum >> 7;
+    } else {
+      const std::int32_t* const two = out.sums + (b * p.sub_blocks + 2 * j) * width + t;
+      low = two[0];
+      high = 2 * j + 1 < p.sub_blocks ? two[width] : 0;
+    }
+    out.pairs[(b * p.sum_pairs() + j) * width + t] = static_cast<std::int32_t>((static_cast<unsigned>(low) & 0xffffu) | static_cast<unsigned>(high) << 16);
+  }
+  return rounded;
+}
+
+}  // namespace detail
+
 template <class Arch>
 void quantise_activations(const activation_args& a) noexcept {
-  constexpr std::size_t full = tile_tokens<Arch>, n = simd::lanes<Arch>;
+  constexpr std::size_t full = tile_tokens<Arch>;
   using floats = simd::batch<float, Arch>;
   const panel_layout& p = *a.layout;
-  const int zero = shared_zero<Arch>(p);
-  const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks, steps = blocks * p.block_steps();
+  const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks, columns = a.tokens * a.parts;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
-    const std::size_t width = tile_width(tile, a.tokens, full);
-    std::int32_t* const words = a.out.words + tile * full * steps;
-    float* const scales = a.out.scales + tile * full * blocks;
-    std::int32_t* const sums = a.out.sums + tile * full * subs;
-    std::int32_t* const starts = a.out.starts + tile * full * subs;
-    std::int32_t* const pairs = a.out.pairs + tile * full * blocks * p.sum_pairs();
-    for (std::size_t t = 0; t < width; ++t) {
-      const std::size_t token = tile * full + t;
-      const bool present = token < a.tokens;
-      const float* const x = row_of_token(a, present ? token : 0);
+    const std::size_t width = tile_width<false>(tile, columns, full), first = tile * full;
+    activation_buffers out;
+    out.words = a.out.words + first * blocks * p.block_steps();
+    out.scales = a.out.scales + first * blocks;
+    out.sums = a.out.sums + first * subs;
+    out.starts = a.out.starts + first * subs;
+    out.pairs = a.out.pairs + first * blocks * p.sum_pairs();
+    for (std::size_t t = 0; t < width; t += a.parts) {
+      const bool present = first + t < columns;
+      const float* const x = row_of_token(a, present ? (first + t) / a.parts : 0);
       for (std::size_t b = 0; b < blocks; ++b) {
         const std::size_t begin = b * p.block, end = !present ? begin : begin + p.block < a.cols ? begin + p.block : a.cols;
-        // A maximum may lose a NaN; x * 0 does not, nor an infinity.
-        floats most(0.0f), probes(0.0f);
-        std::size_t c = begin;
-        for (; c + n <= end; c += n) {
-          const auto v = floats::load_unaligned(x + c);
-          most = xsimd::max(most, xsimd::abs(v));
-          probes += v * floats(0.0f);
-        }
-        float largest = xsimd::reduce_max(most), probe = xsimd::reduce_add(probes);
-        for (; c < end; ++c) {
-          const float v = x[c] < 0 ? -x[c] : x[c];
-          largest = v > largest ? v : largest;
-          probe += v * 0.0f;
-        }
-        scales[b * width + t] = largest / 127.0f + probe;
-        const float inverse = largest > smallest_activation ? 127.0f / largest : 0.0f;
-        for (std::size_t j = 0; j < p.sub_blocks; ++j) {
-          const std::size_t from = begin + j * p.sub_block;
-          const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;
-          std::int32_t sum = 0;
-          std::size_t k = from;
-          std::int32_t* word = words + (b * p.block_steps() + j * p.sub_steps) * width + t;
-          for (std::size_t step = 0; step < p.sub_steps; step += n / step_weights) {
-            // n values at a time; past the end they are zero.
-            alignas(64) float values[n];
-            floats v;
-            if (k + n <= stop) {
-              v = floats::load_unaligned(x + k);
-            } else {
-              for (std::size_t i = 0; i < n; ++i) values[i] = k + i < stop ? x[k + i] : 0.0f;
-              v = floats::load_aligned(values);
-            }
-            k += n;
-            const auto q = xsimd::nearbyint_as_int(floats(v * floats(inverse)));
-            sum += xsimd::reduce_add(q);
-            alignas(64) std::int8_t narrow[n];
-            simd::store_narrowed<Arch>(narrow, q, Arch{});
-            for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width)
-              std::memcpy(word, narrow + i * step_weights, step_weights);
-          }
-          sums[(b * p.sub_blocks + j) * width + t] = sum;
-          starts[(b * p.sub_blocks + j) * width + t] = -zero * sum;
-        }
-        for (std::size_t j = 0; j < p.sum_pairs(); ++j) {
-          int low, high;
-          if (p.stored_zero) {
-            const int sum = sums[(b * p.sub_blocks + j) * width + t];
-            low = sum & 127;
-            high = sum >> 7;
-          } else {
-            const std::int32_t* const two = sums + (b * p.sub_blocks + 2 * j) * width + t;
-            low = two[0];
-            high = 2 * j + 1 < p.sub_blocks ? two[width] : 0;
-          }
-          pairs[(b * p.sum_pairs() + j) * width + t] = static_cast<std::int32_t>((static_cast<unsigned>(low) & 0xffffu) | static_cast<unsigned>(high) << 16);
-        }
+        const auto rounded = detail::quantise_block<Arch>(p, out, x, begin, end, b, width, t, [](const floats& v) LOWBIT_INLINE_LAMBDA { return v; });
+        if (a.parts == 2)
+          detail::quantise_block<Arch>(p, out, x, begin, end, b, width, t + 1, [&](const floats& v) LOWBIT_INLINE_LAMBDA { return rounded.rest(v); });
       }
     }
   }
@@ -180,7 +205,7 @@ void copy_activations(const activation_args& a) noexcept {
   const std::size_t padded = p.padded_cols(a.cols);
   const std::size_t subs = plain ? 0 : p.blocks(a.cols) * p.sub_blocks;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
-    const std::size_t width = tile_width(tile, a.tokens, full);
+    const std::size_t width = tile_width<true>(tile, a.tokens, full);
     float* const floats = a.out.floats + tile * full * padded;
     for (std::size_t t = 0; t < width; ++t) {
       const std::size_t token = tile * full + t;

@@ -12,8 +12,8 @@
 
 namespace lowbit::kernel {
 
-/// What becomes of a tile of results that is not simply stored: values[t * stride + r] is that of row `row` + r for token `token` + t,
-/// r < rows, t < tokens. Each row has room up to a multiple of 16 values, of which those past `rows` mean nothing.
+/// What becomes of a tile of results that is not simply stored: values[t * stride + r] is that of row `row` + r for column `token` + t
+/// of the activations, r < rows, t < tokens. Each row has room up to a multiple of 16 values, of which those past `rows` mean nothing.
 using finish_function = void (*)(const void* context, float* values, std::size_t stride, std::size_t row, std::size_t rows,
                                  std::size_t token, std::size_t tokens) noexcept;
 
@@ -23,7 +23,7 @@ struct multiply_args {
   std::size_t rows, cols;                  ///< of the matrix
   std::size_t panel_begin, panel_end;
   activation_buffers x;
-  std::size_t tokens;
+  std::size_t tokens;                      ///< columns of x
   float* y;                                ///< [tokens, rows]; not used where there is a `finish`
   std::size_t y_stride;
   finish_function finish = nullptr;        ///< one call for a tile costs nothing beside it, and lets epilogues be compiled elsewhere
@@ -63,12 +63,13 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
   constexpr bool is_signed = shape.has_signed_levels();
   constexpr bool biased = is_signed && simd::exact_u8s8<Arch>;  // signed levels are fed as level + 128
   constexpr bool two_level = shape.sub != sub_kind::none;
+  constexpr bool split = shape.level == level_kind::table_float;   // a level is two bytes, with sums of their own
   // Without a dot product of bytes, sums of pairs of products stay in 16-bit lanes for `run` steps before they are widened.
   constexpr std::size_t run = is_signed || shape.step == stepping::steps ? 1
                               : steps_of_pairs<Arch>(shape.level_bits(), shape.step == stepping::slabs ? slab_steps : slab_steps / 2);
   // One token hides neither a dot's latency nor memory's. Two chains of sums do the first; for the second, lines are read in the order
   // in which they lie, so that the processor's prefetcher can follow: planes read by turns cost two thirds of the bandwidth.
-  constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs && run == 1 ? 2 : 1;
+  constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs && run == 1 && !split ? 2 : 1, sums = split ? 2 : chains;
   constexpr bool in_order = Tokens == 1 && shape.step != stepping::steps && plane_widths(shape.bits)[1] != 0;
   // Sums over 16 weights of at most 3 bits fit in 16 bits, and so do sub-scales: one multiply-add instead of two instructions.
   constexpr bool narrow = two_level && shape.level == level_kind::unsigned_code && shape.bits <= 3 && shape.step == stepping::half_slabs;
@@ -83,7 +84,7 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
     if constexpr (in_order) {
       if (first_step == 0) touch_lines(tile.panel[0] + header, p.unit_headers());
     }
-    ints<Arch> acc[chains][Vectors][Tokens], total[Vectors][Tokens];
+    ints<Arch> acc[sums][Vectors][Tokens], total[split ? 2 : 1][Vectors][Tokens];
     simd::batch<std::int16_t, Arch> pairs[Vectors][Tokens];
     const auto each = [](auto&& f) LOWBIT_INLINE_LAMBDA {
       LOWBIT_UNROLL
@@ -92,13 +93,16 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
         for (std::size_t t = 0; t < Tokens; ++t) f(v, t);
       }
     };
-    if constexpr (two_level) each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA { total[v][t] = ints<Arch>(0); });
+    if constexpr (two_level) {
+      LOWBIT_UNROLL
+      for (auto& half : total) each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA { half[v][t] = ints<Arch>(0); });
+    }
 
     const auto begins = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
       each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA {
         acc[0][v][t] = ints<Arch>(x.starts[j * Tokens + t]);
         LOWBIT_UNROLL
-        for (std::size_t c = 1; c < chains; ++c) acc[c][v][t] = ints<Arch>(0);
+        for (std::size_t c = 1; c < sums; ++c) acc[c][v][t] = ints<Arch>(0);
       });
     };
     bytes<Arch> line[Vectors][in_order ? shape.bits : 1];
@@ -113,15 +117,19 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
       }
     };
     const auto step = [&](std::size_t slab, std::size_t s, std::size_t k) LOWBIT_INLINE_LAMBDA {
-      bytes<Arch> w[Vectors];
+      bytes<Arch> w[Vectors], low[Vectors];
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
         if constexpr (in_order)
           w[v] = load_step<Arch, shape.bits>([&](std::size_t i) LOWBIT_INLINE_LAMBDA { return line[v][i]; }, s);
         else
           w[v] = load_step<Arch, shape.bits>(lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights), s);
-        if constexpr (shape.has_table()) w[v] = simd::lookup16<Arch>(w[v], table, Arch{});
-        else if constexpr (biased) w[v] ^= bytes<Arch>(std::uint8_t{128});
+        if constexpr (shape.has_table()) {
+          w[v] = simd::lookup16<Arch>(w[v], table, Arch{});
+        } else if constexpr (split) {
+          low[v] = simd::lookup16<Arch>(w[v], &p.split.low[0], Arch{});
+          w[v] = simd::lookup16<Arch>(w[v], &p.split.high[0], Arch{});
+        } else if constexpr (biased) w[v] ^= bytes<Arch>(std::uint8_t{128});
       }
       LOWBIT_UNROLL
       for (std::size_t t = 0; t < Tokens; ++t) {
@@ -135,10 +143,11 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
             if (s % run == run - 1) sum = simd::dot2_s16<Arch>(sum, xsimd::bitwise_cast<std::int32_t>(pairs[v][t]), ints<Arch>(0x0001'0001), Arch{});
           } else if constexpr (is_signed && !biased) sum = simd::dot4_s8s8<Arch>(sum, xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{});
           else sum = simd::dot4_u7s8<Arch>(sum, w[v], xs, Arch{});
+          if constexpr (split) acc[1][v][t] = simd::dot4_u7s8<Arch>(acc[1][v][t], low[v], xs, Arch{});
         }
       }
     };
-    // acc[0] becomes the exact integer sum of levels times activations.
+    // acc[0] becomes the exact integer sum of levels times activations, or of their high bytes.
     const auto ends = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
       each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA {
         LOWBIT_UNROLL
@@ -160,8 +169,9 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
           if constexpr (narrow && shape.sub != sub_kind::nibbles) sub_scale &= ints<Arch>(0xffff);  // the upper of the two products is 0
           LOWBIT_UNROLL
           for (std::size_t t = 0; t < Tokens; ++t) {
-            if constexpr (narrow) total[v][t] = simd::dot2_s16<Arch>(total[v][t], acc[0][v][t], sub_scale, Arch{});
-            else total[v][t] += acc[0][v][t] * sub_scale;
+            if constexpr (narrow) total[0][v][t] = simd::dot2_s16<Arch>(total[0][v][t], acc[0][v][t], sub_scale, Arch{});
+            else total[0][v][t] += acc[0][v][t] * sub_scale;
+            if constexpr (split) total[1][v][t] += acc[1][v][t] * sub_scale;
           }
         }
       }
@@ -171,11 +181,14 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
     LOWBIT_UNROLL
     for (std::size_t v = 0; v < Vectors; ++v) {
       const std::uint8_t* const head = tile.panel[v] + header;
-      const auto scale = load_numbers<Arch, shape.scale>(head, tile.row[v]);
+      auto scale = load_numbers<Arch, shape.scale>(head, tile.row[v]);
+      if constexpr (split) scale = simd::rounded_product<Arch>(scale, floats<Arch>(p.split.step), Arch{});
       LOWBIT_UNROLL
       for (std::size_t t = 0; t < Tokens; ++t) {
         const auto both = simd::rounded_product<Arch>(scale, floats<Arch>(x.scales[t]), Arch{});
-        tile.y[v][t] += simd::rounded_product<Arch>(xsimd::to_float(two_level ? total[v][t] : acc[0][v][t]), both, Arch{});
+        auto sum = xsimd::to_float(two_level ? total[0][v][t] : acc[0][v][t]);
+        if constexpr (split) sum = sum * floats<Arch>(128.0f) + xsimd::to_float(two_level ? total[1][v][t] : acc[1][v][t]);  // fused or not: 128 x is exact
+        tile.y[v][t] += simd::rounded_product<Arch>(sum, both, Arch{});
       }
     }
     if constexpr (shape.minimum) {
@@ -348,13 +361,14 @@ void multiply(const multiply_args& a) noexcept {
   const std::size_t end = a.panel_end * per_panel, tiles = ceil_div(a.tokens, full);
   for (std::size_t v = a.panel_begin * per_panel; v < end; v += vectors) {
     for (std::size_t i = 0; i < tiles; ++i) {
-      const std::size_t width = tile_width(i, a.tokens, full);
+      const std::size_t width = tile_width<Exact>(i, a.tokens, full);
       if (width == full) {
         detail::multiply_tile<Key, Arch, Exact, full, vectors>(a, v, end, i);
-      } else if (width == 1) {  // bound by memory: one stream of whole lines is what it reads fastest
+      } else if (width <= 2) {  // bound by memory: one stream of whole lines is what it reads fastest
         if (v % per_panel != 0) continue;
         for (std::size_t one = v; one < v + vectors && one < end; one += per_panel)
-          detail::multiply_tile<Key, Arch, Exact, 1, per_panel>(a, one, end, i);
+          if (width == 1) detail::multiply_tile<Key, Arch, Exact, 1, per_panel>(a, one, end, i);
+          else if constexpr (!Exact) detail::multiply_tile<Key, Arch, Exact, 2, per_panel>(a, one, end, i);
       } else if constexpr (full > 4) {
         detail::multiply_tile<Key, Arch, Exact, 4, vectors>(a, v, end, i);
       }

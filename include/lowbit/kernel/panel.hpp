@@ -23,7 +23,7 @@ enum class level_kind : std::uint8_t {
   signed_byte,    ///< the same for 8 bits, stored as code - 128 or two's complement
   table_int8,     ///< a table of at most 16 signed bytes
   table_small,    ///< the same, its lowest and highest value at most 31 apart: fed as value - lowest
-  table_float,    ///< a table of at most 16 floats: no integer products
+  table_float,    ///< a table of at most 16 floats; integer products take them as numbers of 14 bits, see split_levels
   plain           ///< a float weight
 };
 
@@ -60,9 +60,17 @@ struct code_shape {
   /// Whether levels go into integer products as signed bytes; the others are unsigned and below 128, a zero-point too high.
   [[nodiscard]] constexpr bool has_signed_levels() const noexcept { return level == level_kind::signed_byte || level == level_kind::table_int8; }
   /// Bits of the largest level where levels are unsigned.
-  [[nodiscard]] constexpr unsigned level_bits() const noexcept { return level == level_kind::table_small ? 5 : bits; }
+  [[nodiscard]] constexpr unsigned level_bits() const noexcept { return level == level_kind::table_small ? 5 : level == level_kind::table_float ? 7 : bits; }
   /// Whether products with int8 activations exist.
-  [[nodiscard]] constexpr bool has_int8() const noexcept { return level != level_kind::table_float && level != level_kind::plain; }
+  [[nodiscard]] constexpr bool has_int8() const noexcept { return level != level_kind::plain; }
+};
+
+/// A table of floats for integer products: value ~ step * (128 * (high - 63) + low), high and low below 128, and so two dots of bytes for
+/// one. The step is 2^-14 of the distance from the largest magnitude to its opposite: a hundredth of what 8-bit activations err.
+struct split_levels {
+  static constexpr int zero = 63;  ///< of high
+  std::array<std::uint8_t, 16> high{}, low{};
+  float step = 0;
 };
 
 /// Everything the kernels need to know of a format, derived from its spec.
@@ -80,6 +88,7 @@ struct panel_layout {
   std::size_t blocks_per_unit = 1, slabs_per_unit = 1;
   std::array<std::uint8_t, 16> table{};
   std::array<float, 16> float_table{};
+  split_levels split{};           ///< float_table's, where that is not `table`
 
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t slab_bytes() const noexcept { return shape.bits * step_bytes; }
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t block_steps() const noexcept { return sub_steps * sub_blocks; }
@@ -115,6 +124,22 @@ struct panel_layout {
 /// Panels of `rows` rows.
 LOWBIT_ALWAYS_INLINE constexpr std::size_t panel_count(std::size_t rows) noexcept { return ceil_div(rows, panel_rows); }
 
+/// Splits the first `count` values of a table.
+constexpr split_levels split_values(const std::array<float, 16>& values, std::size_t count) noexcept {
+  constexpr int middle = split_levels::zero * 128;
+  float largest = 0;
+  for (std::size_t i = 0; i < count; ++i) largest = values[i] > largest ? values[i] : -values[i] > largest ? -values[i] : largest;
+  split_levels s{};
+  s.step = largest / static_cast<float>(middle);
+  for (std::size_t i = 0; i < count; ++i) {
+    const double level = largest > 0 ? static_cast<double>(values[i]) / static_cast<double>(largest) * middle + middle : middle;
+    const int nearest = static_cast<int>(level + 0.5);
+    s.high[i] = static_cast<std::uint8_t>(nearest >> 7);
+    s.low[i] = static_cast<std::uint8_t>(nearest & 127);
+  }
+  return s;
+}
+
 /// Derives the run layout of a format.
 constexpr panel_layout layout_of(const format_spec& s) noexcept {
   panel_layout p{};
@@ -139,6 +164,10 @@ constexpr panel_layout layout_of(const format_spec& s) noexcept {
     for (std::size_t i = 0; i < s.values.size; ++i) {
       p.float_table[i] = s.values.values[i];
       if (s.values.fits_int8()) p.table[i] = static_cast<std::uint8_t>(static_cast<int>(s.values.values[i]));
+    }
+    if (p.shape.level == level_kind::table_float) {
+      p.split = split_values(p.float_table, s.values.size);
+      p.zero = split_levels::zero;
     }
   } else if (p.shape.bits == 8) {
     p.shape.level = level_kind::signed_byte;
@@ -184,6 +213,7 @@ struct layout_for {
   static_assert(!spec_of<F>.sub_minimum.present() || spec_of<F>.minimum.present(), "lowbit: sub-minima multiply a minimum");
   static_assert(!spec_of<F>.sub_minimum.present() || !spec_of<F>.zero_point.present(), "lowbit: a block has sub-minima or a zero-point, not both");
   static_assert(spec_of<F>.sub_scale.present() || spec_of<F>.sub_blocks() == 1, "lowbit: sub-blocks have sub-scales");
+  static_assert(!spec_of<F>.values.present() || !spec_of<F>.zero_point.present(), "lowbit: values of a table have no zero-point");
   static_assert(!spec_of<F>.sub_minimum.present() || spec_of<F>.sub_block() <= 256,
                 "lowbit: sub-blocks with minima have at most 256 weights (their sums of activations are 16-bit numbers)");
 };
