@@ -4,6 +4,7 @@
 
 #include <lowbit/adapt/adapted_product.hpp>
 #include <lowbit/format/registry.hpp>
+#include <lowbit/quantise/quantiser.hpp>
 
 #include <doctest/doctest.h>
 
@@ -45,13 +46,45 @@ sum64 adapted(const low_rank_factors& f, std::size_t row, const float* x) {
   return s;
 }
 
+/// The factors as they run: A in q8_0, its rows below 1, B in 8 bits of each row's largest with everything else in it.
+low_rank_factors rounded(const low_rank_factors& f) {
+  low_rank_factors r{f.rows, f.cols, f.rank, f.a, f.b, 1.0f};
+  for (std::size_t k = 0; k < f.rank; ++k) {
+    float largest = 0;
+    for (std::size_t c = 0; c < f.cols; ++c) largest = std::max(largest, std::fabs(f.a[k * f.cols + c]));
+    int places = 0;
+    if (largest > 0) std::frexp(largest, &places);
+    for (std::size_t c = 0; c < f.cols; ++c) r.a[k * f.cols + c] = std::ldexp(f.a[k * f.cols + c], -places);
+    for (std::size_t i = 0; i < f.rows; ++i) r.b[i * f.rank + k] *= f.scale * std::ldexp(1.0f, places);
+  }
+  const auto blocks = rtn<q8_0>::quantise(r.a_view());
+  decode(blocks->weights.view(), {r.a.data(), r.rank, r.cols});
+  for (std::size_t i = 0; i < f.rows; ++i) {
+    float largest = 0;
+    for (std::size_t k = 0; k < f.rank; ++k) largest = std::max(largest, std::fabs(r.b[i * f.rank + k]));
+    for (std::size_t k = 0; k < f.rank; ++k)
+      if (largest > 0) r.b[i * f.rank + k] = largest / 127 * std::nearbyint(r.b[i * f.rank + k] / (largest / 127));
+  }
+  return r;
+}
+
 }  // namespace
 
-namespace {
-constexpr double a_rounding = 0x1p-11;  // of A to float16: 2^-12 where it is not below 2^-14 of its row's largest
-}  // namespace
+TEST_CASE("rounded factors err by half a step of their block's or row's largest") {
+  const low_rank_factors f = factors(40, 96, 16, 3), r = rounded(f);
+  for (std::size_t k = 0; k < f.rank; ++k)
+    for (std::size_t i = 0; i < f.rows; ++i) {
+      double largest = 0;
+      for (std::size_t j = 0; j < f.rank; ++j) largest = std::max<double>(largest, std::fabs(r.b[i * f.rank + j]));
+      double a_largest = 0;
+      for (std::size_t c = 0; c < f.cols; ++c) a_largest = std::max<double>(a_largest, std::fabs(f.a[k * f.cols + c]));
+      const double taken = std::exp2(std::floor(std::log2(a_largest)) + 1);
+      REQUIRE(std::fabs(r.b[i * f.rank + k] - static_cast<double>(f.scale) * taken * f.b[i * f.rank + k]) <= largest * (0.5 / 127 + 0x1p-20));
+      for (std::size_t c = 0; c < f.cols; ++c) REQUIRE(std::fabs(r.a[k * f.cols + c] * taken - f.a[k * f.cols + c]) <= a_largest * (0.5 / 127 + 0x1p-11));  // and the scale's to float16
+    }
+}
 
-TEST_CASE("a token gets its own adapter's product or none, to the rounding of A and of float32 sums, on every unit") {
+TEST_CASE("a token gets its own adapter's product or none, of factors rounded to 8 bits, to the rounding of float32 sums, on every unit") {
   three_threads threads;
   adapter_workspace space;
   for (const format_spec* s : {&spec_of<f32>, &spec_of<q4_0>, &spec_of<q4_k>, &spec_of<nf4>, &spec_of<asymmetric<4, 128>>})
@@ -65,7 +98,7 @@ TEST_CASE("a token gets its own adapter's product or none, to the rounding of A 
         std::vector<float> weights(rows * cols);
         decode(w.view(), {weights.data(), rows, cols});
         const auto x = test::random_activations(tokens * cols, 9);
-        const std::vector<low_rank_factors> all{factors(rows, cols, 1, 1), factors(rows, cols, 16, 3), factors(rows, cols, 23, 5)};
+        const std::vector<low_rank_factors> all{factors(rows, cols, 1, 1), factors(rows, cols, 16, 3), factors(rows, cols, 23, 5)}, as_run{rounded(all[0]), rounded(all[1]), rounded(all[2])};
         std::vector<std::uint32_t> chosen;
         for (std::size_t t = 0; t < tokens; ++t) chosen.push_back(t % 5 == 4 ? no_adapter : static_cast<std::uint32_t>((t + 1) % 4));
         for (const auto& u : kernel::linked_units()) {
@@ -84,13 +117,11 @@ TEST_CASE("a token gets its own adapter's product or none, to the rounding of A 
                 sum64 expected = dot(&weights[r * cols], &x[t * cols], cols);
                 expected.terms *= 3;  // scale and minimum are summed apart
                 const std::size_t n = one_for_all ? 1 : chosen[t];
-                double plus_terms = 0;
                 if (n < all.size()) {
-                  const sum64 plus = adapted(all[n], r, &x[t * cols]);
+                  const sum64 plus = adapted(as_run[n], r, &x[t * cols]);
                   expected.add(plus.value, plus.terms);
-                  plus_terms = plus.terms;
                 }
-                REQUIRE(std::fabs(y[t * rows + r] - expected.value) <= (cols + 40.0) * 0x1p-24 * expected.terms + a_rounding * plus_terms);
+                REQUIRE(std::fabs(y[t * rows + r] - expected.value) <= (cols + 40.0) * 0x1p-24 * expected.terms);
               }
             if (kernel::layout_of(*s).shape.has_int8()) {  // rounded activations enter the large product alone
               std::vector<float> rounded(tokens * rows), without(tokens * rows);
@@ -101,9 +132,9 @@ TEST_CASE("a token gets its own adapter's product or none, to the rounding of A 
               for (std::size_t t = 0; t < tokens; ++t)
                 for (std::size_t r = 0; r < rows; ++r) {
                   const std::size_t n = one_for_all ? 1 : chosen[t];
-                  const sum64 plus = n < all.size() ? adapted(all[n], r, &x[t * cols]) : sum64{};
+                  const sum64 plus = n < all.size() ? adapted(as_run[n], r, &x[t * cols]) : sum64{};
                   const double base = without[t * rows + r];
-                  REQUIRE(std::fabs(rounded[t * rows + r] - base - plus.value) <= (cols + 40.0) * 0x1p-24 * (plus.terms + std::fabs(base)) + a_rounding * plus.terms);
+                  REQUIRE(std::fabs(rounded[t * rows + r] - base - plus.value) <= (cols + 40.0) * 0x1p-24 * (plus.terms + std::fabs(base)));
                 }
             }
           }
@@ -121,6 +152,7 @@ TEST_CASE("a gate and what it lets through have adapters of their own, and rows 
   decode(up.view(), {up_weights.data(), rows, cols});
   decode(gate.view(), {gate_weights.data(), rows, cols});
   const low_rank_factors of_up = factors(rows, cols, 4, 3), of_gate = factors(rows, cols, 6, 5);
+  const low_rank_factors up_as_run = rounded(of_up), gate_as_run = rounded(of_gate);
   const low_rank up_adapter = low_rank::from(of_up, serial), gate_adapter = low_rank::from(of_gate, serial);
   const low_rank *const up_adapters[] = {&up_adapter}, *const gate_adapters[] = {&gate_adapter};
   auto x = test::random_activations((tokens + 2) * cols, 7);
@@ -135,8 +167,8 @@ TEST_CASE("a gate and what it lets through have adapters of their own, and rows 
       const float* const in = &x[from[i] * cols];
       double u = dot(&up_weights[r * cols], in, cols).value, g = dot(&gate_weights[r * cols], in, cols).value;
       if (chosen[to[i]] == 0) {
-        u += adapted(of_up, r, in).value;
-        g += adapted(of_gate, r, in).value;
+        u += adapted(up_as_run, r, in).value;
+        g += adapted(gate_as_run, r, in).value;
       }
       const double expected = 2 * u * g / (1 + std::exp(-g));
       CHECK(y[to[i] * rows + r] == doctest::Approx(expected).epsilon(1e-3));
@@ -186,7 +218,8 @@ TEST_CASE("factors of any size run: what one of them lacks the other has") {
   const adapted_product p{{{x.data(), 1, 32}, &panels, {y.data(), 1, 16}}, adapters};
   multiply(std::span(&p, 1), {}, space, serial);
   for (std::size_t r = 0; r < 16; ++r) {
-    const sum64 expected = adapted(f, r, x.data());
-    CHECK(std::fabs(y[r] - expected.value) <= 2 * a_rounding * expected.terms);
+    const sum64 expected = adapted(rounded(f), r, x.data());
+    CHECK(std::fabs(y[r] - expected.value) <= 80 * 0x1p-24 * expected.terms);
+    CHECK(y[r] != 0.0f);
   }
 }

@@ -2,7 +2,7 @@
 //
 // Each token names its adapter by number, as tokens of a mixture name their experts; requests to several fine-tuned models then share the one
 // pass over the large weights (S-LoRA: Sheng et al. 2024). A x comes first, one small product for each adapter that a token of the batch
-// uses; what B adds to the results is an epilogue of the large product (matrix/low_rank.hpp). Both are computed in float32.
+// uses; what B adds to the results is an epilogue of the large product (matrix/low_rank.hpp). Sums and activations are float32 in both.
 #pragma once
 
 #include <lowbit/matrix/product.hpp>

@@ -25,7 +25,7 @@ struct activation_buffers {
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
   std::int32_t* starts = nullptr; ///< [tile][sub-block][token], what accumulators begin with
   std::int32_t* pairs = nullptr;  ///< [tile][pair][token], the sums as 16-bit numbers: of two sub-blocks, or one as low + 128 * high
-  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums)
+  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums; only where there are minima)
 };
 
 struct activation_args {
@@ -201,31 +201,29 @@ template <class Arch>
 void copy_activations(const activation_args& a) noexcept {
   constexpr std::size_t full = tile_tokens<Arch>;
   const panel_layout& p = *a.layout;
+  // A plain format is one sub-block of all columns.
   const bool plain = p.shape.level == level_kind::plain;
-  const std::size_t padded = p.padded_cols(a.cols);
-  const std::size_t subs = plain ? 0 : p.blocks(a.cols) * p.sub_blocks;
+  const std::size_t subs = plain ? 1 : p.blocks(a.cols) * p.sub_blocks, sub = plain ? a.cols : p.sub_block;
+  const std::size_t sub_padded = plain ? a.cols : p.sub_steps * step_weights;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
-    const std::size_t width = tile_width<true>(tile, a.tokens, full);
-    float* const floats = a.out.floats + tile * full * padded;
+    const std::size_t width = tile_width<true>(tile, a.tokens, full), first = tile * full;
+    float* const floats = a.out.floats + first * p.padded_cols(a.cols);
     for (std::size_t t = 0; t < width; ++t) {
-      const std::size_t token = tile * full + t;
-      const bool present = token < a.tokens;
-      const float* const x = row_of_token(a, present ? token : 0);
-      if (plain) {
-        for (std::size_t c = 0; c < a.cols; ++c) floats[c * width + t] = present ? x[c] : 0.0f;
-        continue;
-      }
-      float* const sums = a.out.float_sums + tile * full * subs;
-      const std::size_t sub_padded = p.sub_steps * step_weights;
+      const bool present = first + t < a.tokens;
+      const float* const x = row_of_token(a, present ? first + t : 0);
       for (std::size_t j = 0; j < subs; ++j) {
-        float sum = 0.0f;
-        for (std::size_t i = 0; i < sub_padded; ++i) {
-          const std::size_t c = j * p.sub_block + i;
-          const float v = present && i < p.sub_block && c < a.cols ? x[c] : 0.0f;
-          floats[(j * sub_padded + i) * width + t] = v;
-          sum += v;
+        const std::size_t begin = j * sub, left = present && begin < a.cols ? a.cols - begin : 0, count = left < sub ? left : sub;
+        float* out = floats + j * sub_padded * width + t;
+        if (width == 1) {
+          if (count != 0) std::memcpy(out, x + begin, count * sizeof(float));
+          for (std::size_t i = count; i < sub_padded; ++i) out[i] = 0.0f;
+        } else {
+          for (std::size_t i = 0; i < sub_padded; ++i, out += width) *out = i < count ? x[begin + i] : 0.0f;
         }
-        sums[j * width + t] = sum;
+        if (!p.shape.minimum) continue;
+        float sum = 0.0f;
+        for (std::size_t i = 0; i < count; ++i) sum += x[begin + i];
+        a.out.float_sums[first * subs + j * width + t] = sum;
       }
     }
   }

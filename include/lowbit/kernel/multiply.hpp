@@ -227,6 +227,16 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
                                      const float* x_sums) noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
   const panel_layout& p = *a.layout;
+  // A token alone has few sums, which would wait for one another: it gets four for each row, by the column's place in a step.
+  constexpr std::size_t chains = Tokens == 1 ? 4 : 1;
+  const auto clear = [](floats<Arch> (&acc)[chains][Vectors][Tokens]) LOWBIT_INLINE_LAMBDA {
+    LOWBIT_UNROLL
+    for (std::size_t i = 0; i < chains * Vectors * Tokens; ++i) acc[i / (Vectors * Tokens)][i / Tokens % Vectors][i % Tokens] = floats<Arch>(0.0f);
+  };
+  const auto total = [](const floats<Arch> (&acc)[chains][Vectors][Tokens], std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA {
+    if constexpr (chains == 1) return acc[0][v][t];
+    else return floats<Arch>((acc[0][v][t] + acc[1][v][t]) + (acc[2][v][t] + acc[3][v][t]));
+  };
   // One column of weights times the tokens.
   const auto accumulate = [&](auto& acc, std::size_t v, const floats<Arch>& w, const float* column) LOWBIT_INLINE_LAMBDA {
     LOWBIT_UNROLL
@@ -234,28 +244,35 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
   };
   if constexpr (shape.level == level_kind::plain) {
     constexpr std::size_t column_bytes = panel_rows * size_of(shape.scale);
-    for (std::size_t c = 0; c < a.cols; ++c) {
+    floats<Arch> acc[chains][Vectors][Tokens];
+    clear(acc);
+    const auto column = [&](auto& sums, std::size_t c) LOWBIT_INLINE_LAMBDA {
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v)
-        accumulate(tile.y, v, load_numbers<Arch, shape.scale>(tile.panel[v] + c * column_bytes, tile.row[v]), x + c * Tokens);
+        accumulate(sums, v, load_numbers<Arch, shape.scale>(tile.panel[v] + c * column_bytes, tile.row[v]), x + c * Tokens);
+    };
+    std::size_t c = 0;
+    for (; c + chains <= a.cols; c += chains) {
+      LOWBIT_UNROLL
+      for (std::size_t i = 0; i < chains; ++i) column(acc[i], c + i);
+    }
+    for (; c < a.cols; ++c) column(acc[0], c);
+    LOWBIT_UNROLL
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      LOWBIT_UNROLL
+      for (std::size_t t = 0; t < Tokens; ++t) tile.y[v][t] = total(acc, v, t);
     }
   } else {
     const std::size_t blocks = p.blocks(a.cols);
     for_each_block(p, blocks, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
-      floats<Arch> acc[Vectors][Tokens];
+      floats<Arch> acc[chains][Vectors][Tokens];
       ints<Arch> zero[Vectors];
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
         zero[v] = load_zero<Arch>(p, tile.panel[v] + header, tile.row[v]);
       }
       const auto enters = [](std::size_t) LOWBIT_INLINE_LAMBDA {};
-      const auto begins = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
-        LOWBIT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) {
-          LOWBIT_UNROLL
-          for (std::size_t t = 0; t < Tokens; ++t) acc[v][t] = floats<Arch>(0.0f);
-        }
-      };
+      const auto begins = [&](std::size_t) LOWBIT_INLINE_LAMBDA { clear(acc); };
       const auto step = [&](std::size_t slab, std::size_t s, std::size_t k) LOWBIT_INLINE_LAMBDA {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
@@ -274,7 +291,7 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
               if constexpr (shape.level == level_kind::signed_byte) level = xsimd::to_float(ints<Arch>(byte - zero[v]));
               else level = xsimd::to_float(byte);
             }
-            accumulate(acc, v, level, x + (k * step_weights + static_cast<std::size_t>(i)) * Tokens);
+            accumulate(acc[static_cast<std::size_t>(i) % chains], v, level, x + (k * step_weights + static_cast<std::size_t>(i)) * Tokens);
           }
         }
       };
@@ -291,7 +308,7 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
           }
           LOWBIT_UNROLL
           for (std::size_t t = 0; t < Tokens; ++t) {
-            tile.y[v][t] = xsimd::fma(acc[v][t], scale, tile.y[v][t]);
+            tile.y[v][t] = xsimd::fma(total(acc, v, t), scale, tile.y[v][t]);
             if constexpr (shape.minimum) tile.y[v][t] = xsimd::fma(offset, floats<Arch>(x_sums[j * Tokens + t]), tile.y[v][t]);
           }
         }

@@ -6,6 +6,7 @@
 #include <lowbit/kernel/accumulate.hpp>
 #include <lowbit/kernel/build.hpp>
 #include <lowbit/kernel/dequantise.hpp>
+#include <lowbit/kernel/low_rank.hpp>
 #include <lowbit/kernel/multiply.hpp>
 #include <lowbit/kernel/quantise.hpp>
 #include <lowbit/kernel/rounding.hpp>
@@ -37,6 +38,7 @@ struct unit {
   const products* shapes;
   std::size_t shape_count;
   void (*accumulate)(const accumulate_args&) noexcept;
+  void (*add_low_rank)(const low_rank_args&) noexcept;
 
   /// The products of a shape, or null where this unit was not compiled for it.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE const products* find(code_shape shape) const noexcept {
@@ -79,7 +81,7 @@ constexpr unit unit_for() noexcept {
   using table = detail::product_table<Arch, keys>;
   return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
           &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, &all_finite<Arch>,
-          &find_range<Arch>, &round_weights<Arch>, table::entries, std::size(table::entries), &accumulate<Arch>};
+          &find_range<Arch>, &round_weights<Arch>, table::entries, std::size(table::entries), &accumulate<Arch>, &add_low_rank<Arch>};
 }
 
 }  // namespace lowbit::kernel

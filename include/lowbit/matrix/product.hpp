@@ -147,7 +147,8 @@ struct destination {
       float* const out = d.p->y.row(at) + row;
       if (const float factor = (Gate ? d.p->gate : d.p->w)->factor(); factor != 1.0f)
         for (std::size_t i = 0; i < rows; ++i) values[i] *= factor;
-      if (const add_low_rank* const plus = Gate ? d.p->gate_plus : d.p->plus; plus != nullptr) (*plus)(values, rows, at, row);
+      if (const add_low_rank* const plus = Gate ? d.p->gate_plus : d.p->plus; plus != nullptr)
+        (*plus)((Gate ? d.p->gate : d.p->w)->unit(), values, rows, at, row);
       if constexpr (Gate) {
         (*d.activation)(values, rows, at, row);
       } else {
