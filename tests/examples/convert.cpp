@@ -13,6 +13,7 @@
 #include <cstring>
 #include <map>
 #include <numeric>
+#include <tuple>
 
 using namespace llm;
 
@@ -115,6 +116,38 @@ TEST_CASE("what keeps its codes, what needs a wider type, and what is quantised 
     if (c.kind == fidelity::requantised) CHECK(d < 1.0);
     else CHECK(d < 1e-5);
   }
+}
+
+TEST_CASE("plain floats have the type that is asked for, and no other format") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  const std::string original = write_tiny_model(folder);
+  const auto values_of = [](const std::string& path) {
+    const checkpoint model = opened(path);
+    const auto w = model.find(query)->read();
+    REQUIRE(w.ok());
+    std::vector<float> values(w->view().rows * w->view().cols);
+    lowbit::decode(w->view(), {values.data(), w->view().rows, w->view().cols});
+    return values;
+  };
+  convert(original, folder / "f32", "hf", nullptr, threads);
+  const std::vector<float> wide = values_of(folder / "f32");
+  for (const auto& [format, type, bits] : {std::tuple{"f16", "\"float16\"", 11}, {"bf16", "\"bfloat16\"", 8}}) {
+    CAPTURE(std::string{format});
+    const std::string out = folder / format;
+    const auto verdicts = convert(original, out, "hf", format, threads);
+    CHECK(verdicts.at(query).to == format);
+    CHECK(verdicts.at(query).kind == fidelity::requantised);
+    CHECK(verdicts.at(query).error > 0.0);
+    const std::vector<float> narrow = values_of(out);
+    REQUIRE(narrow.size() == wide.size());
+    for (std::size_t i = 0; i < wide.size(); ++i) REQUIRE(std::fabs(narrow[i] - wide[i]) <= std::ldexp(std::fabs(wide[i]), -bits) + 0x1p-25f);
+    CHECK(std::string{read_bytes(out + "/config.json")}.find(type) != std::string::npos);
+  }
+  checkpoint model = opened(original);
+  const auto refused = conversion_plan::make(model, {"hf", *lowbit::find_format("q4_0")}, threads);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.error().message.find("does not hold q4_0") != std::string::npos);
 }
 
 TEST_CASE("GGUF to Hugging Face and back keeps every byte of the weights") {

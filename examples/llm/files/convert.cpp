@@ -175,7 +175,7 @@ std::vector<const format_spec*> conversion_plan::candidates(const packed_view& w
 const format_spec* conversion_plan::fallback(const tensor& t, const packed_view& w, const conversion& how) const {
   const auto named = [&](const char* name) { return *lowbit::find_format(name); };
   const unsigned bits = w.spec->is_float() ? 4 : w.spec->planes().codes.bits();
-  if (!gguf_ && !layout_) return &lowbit::spec_of<lowbit::f32>;
+  if (!gguf_ && !layout_) return how.format ? &lowbit::spec_of_id(*how.format) : &lowbit::spec_of<lowbit::f32>;
   if (gguf_) {
     constexpr const char* like[] = {"q2_k", "q2_k", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q8_0"};
     return &lowbit::spec_of_id(target_format(t, how.format.value_or(named(like[bits]))));
@@ -231,7 +231,10 @@ lowbit::status conversion_plan::decide(const tensor& t, const conversion& how, t
   if (!w.spec->is_float()) {
     std::vector<const format_spec*> tries = candidates(w);
     if (layout_ && is_vocabulary_matrix(t.name)) tries = {&lowbit::spec_of<lowbit::float16>, &lowbit::spec_of<lowbit::bfloat16>, &lowbit::spec_of<lowbit::f32>};
-    if (how.format && !layout_) tries.insert(tries.begin(), &lowbit::spec_of_id(*how.format));
+    if (how.format && !layout_) {
+      if (!gguf_) tries.clear();  // plain floats of the type that was asked for
+      tries.insert(tries.begin(), &lowbit::spec_of_id(*how.format));
+    }
     for (const format_spec* to : tries) {
       packed_view form{to, w.rows, w.cols, nullptr, w.inputs, to->is_float() ? 1.0 : w.factor};
       if (to->is_float()) form.inputs = nullptr;

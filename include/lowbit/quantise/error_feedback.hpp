@@ -9,6 +9,7 @@
 
 #include <lowbit/quantise/damped_factor.hpp>
 #include <lowbit/quantise/round.hpp>
+#include <lowbit/quantise/rows.hpp>
 #include <lowbit/quantise/standard.hpp>
 
 #include <limits>
@@ -282,6 +283,21 @@ inline std::vector<double> losses_below(const feedback_state& state, const std::
   return loss;
 }
 
+/// What rounding to nearest makes of rows, [row][column].
+inline std::vector<float> nearest_values(const format_spec& s, matrix_view<float> w, const input_statistics& about) {
+  std::vector<float> values(w.rows * w.cols);
+  packed_matrix blocks(s, w.rows, w.cols);
+  if (const row_kernel<standard> rows(s, {w.data, w.rows, w.cols, w.stride}, about.importance, blocks); rows.quantise(0, w.rows)) {
+    for (std::size_t r = 0; r < w.rows; ++r) LOWBIT_BEST_KERNEL(dequantise_row)(s, blocks.row(r), w.cols, &values[r * w.cols], false);
+    return values;
+  }
+  round_nearest::round_rows<standard>(s, {}, w, about, [&](std::size_t r, std::size_t b, const block_fields& f) {
+    const grid g(s, f);
+    for (std::size_t i = 0, c = b * s.block; i < s.block && c < w.cols; ++i, ++c) values[r * w.cols + c] = g.value(f.codes[i], i);
+  });
+  return values;
+}
+
 }  // namespace detail
 
 /// GPTQ as a rounding. Whatever the Hessian is, the result is valid; the report says what had to be done.
@@ -351,17 +367,12 @@ struct error_feedback {
     }
     detail::feedback_chunk<Fit> chunk(s, st, w, about);
     chunk.run();
-    detail::row_fields nearest(s, st.how.guard ? w.rows : 0, w.cols);
     std::vector<double> loss(w.rows), nearest_loss(w.rows, std::numeric_limits<double>::infinity());
     for (std::size_t r = 0; r < w.rows; ++r) loss[r] = chunk.loss(r);
     if (st.how.guard) {
       constexpr std::size_t width = kernel::accumulate_strip;
-      std::vector<float> errors(w.cols * width), rounded(w.rows * w.cols);
-      round_nearest::round_rows<standard>(s, {}, w, about, [&](std::size_t r, std::size_t b, const block_fields& f) {
-        copy_fields(s, f, nearest.at(r, b));
-        const grid g(s, f);
-        for (std::size_t i = 0, c = b * s.block; i < s.block && c < w.cols; ++i, ++c) rounded[r * w.cols + c] = g.value(f.codes[i], i);
-      });
+      const std::vector<float> rounded = detail::nearest_values(s, w, about);
+      std::vector<float> errors(w.cols * width);
       for (std::size_t p = 0; p < w.cols; ++p)
         for (std::size_t r = 0; r < w.rows; ++r)
           errors[p * width + r] = w(r, st.order[p]) - rounded[r * w.cols + st.order[p]] + (chunk.moved().empty() ? 0.0f : chunk.moved()[p * width + r]);
@@ -371,19 +382,12 @@ struct error_feedback {
       const bool better = nearest_loss[r] < loss[r];
       report.nearest_rows += better;
       report.loss += std::max(0.0, better ? nearest_loss[r] : loss[r]);
-      for (std::size_t b = 0; b < s.row_blocks(w.cols); ++b) sink(r, b, better ? nearest.at(r, b) : chunk.fields(r, b));
+      if (better)
+        round_nearest::round_rows<standard>(s, {}, w.middle_rows(r, 1), about, [&](std::size_t, std::size_t b, const block_fields& f) { sink(r, b, f); });
+      else
+        for (std::size_t b = 0; b < s.row_blocks(w.cols); ++b) sink(r, b, chunk.fields(r, b));
     }
     return report;
-  }
-
- private:
-  static void copy_fields(const format_spec& s, const block_fields& from, const block_fields& to) noexcept {
-    *to.scale = *from.scale;
-    *to.minimum = *from.minimum;
-    *to.zero_point = *from.zero_point;
-    std::copy_n(from.sub_scale, s.sub_blocks(), to.sub_scale);
-    std::copy_n(from.sub_minimum, s.sub_blocks(), to.sub_minimum);
-    std::copy_n(from.codes, s.block, to.codes);
   }
 };
 
