@@ -148,13 +148,14 @@ TEST_CASE("exact products agree with float64 to the rounding of their sums") {
                      precision::exact);
             for (std::size_t t = 0; t < tokens; ++t)
               for (std::size_t r = 0; r < rows; ++r) {
-                double sum = 0, terms = 0;  // terms: the magnitudes that were added, scale and minimum apart
+                double sum = 0, terms = 0;  // terms: the magnitudes that were added: scale and minimum apart, codes and zero-points apart
                 for (std::size_t c = 0; c < cols; ++c) {
                   const std::uint8_t* const block = w.row(r) + c / s->block * s->bytes;
                   const double xc = x[t * cols + c], wc = weights[r * cols + c];
                   const affine a = affine_of(*s, block, c % s->block / s->sub_block());
                   sum += wc * xc;
-                  terms += (std::fabs(wc) + (s->minimum.present() ? 2 * std::fabs(a.offset) : 0.0)) * std::fabs(xc);
+                  const int zero = s->values.present() || s->is_float() ? 0 : s->codes.is_signed ? 1 << (s->codes.bits() - 1) : s->codes.zero + zero_point_of(*s, block);
+                  terms += (std::fabs(wc) + (s->minimum.present() ? 2 * std::fabs(a.offset) : 0.0) + 2 * std::fabs(static_cast<double>(a.scale) * zero)) * std::fabs(xc);
                 }
                 // A float32 sum of n terms errs by at most n * 2^-24 of their magnitudes; rounding of the terms adds a few.
                 REQUIRE(std::fabs(sum - y[t * rows + r]) <= (static_cast<double>(cols) + 8) * 0x1p-24 * terms);

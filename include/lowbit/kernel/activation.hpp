@@ -4,7 +4,7 @@
 // nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block. A zero-point
 // that the whole format shares is taken away before the first product: accumulators start from -zero * sum. A token may take two columns
 // that lie side by side, the second with what the first left, rounded with a scale of its own: x ~ scale * q + scale' * q', 16 bits for the
-// same kernels. Exact path: floats, with float sums where minima need them. A tile has `tile_tokens` columns, the last one as few as
+// same kernels. Exact path: floats times code_shape::activation_factor, with their sums where minima or zero-points need them. A tile has `tile_tokens` columns, the last one as few as
 // tile_width says.
 #pragma once
 
@@ -25,7 +25,7 @@ struct activation_buffers {
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
   std::int32_t* starts = nullptr; ///< [tile][sub-block][token], what accumulators begin with
   std::int32_t* pairs = nullptr;  ///< [tile][pair][token], the sums as 16-bit numbers: of two sub-blocks, or one as low + 128 * high
-  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums; only where there are minima)
+  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums; where has_float_sums)
 };
 
 struct activation_args {
@@ -205,6 +205,8 @@ void copy_activations(const activation_args& a) noexcept {
   const bool plain = p.shape.level == level_kind::plain;
   const std::size_t subs = plain ? 1 : p.blocks(a.cols) * p.sub_blocks, sub = plain ? a.cols : p.sub_block;
   const std::size_t sub_padded = plain ? a.cols : p.sub_steps * step_weights;
+  float factors[step_weights];
+  for (std::size_t i = 0; i < step_weights; ++i) factors[i] = p.shape.activation_factor(i);
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
     const std::size_t width = tile_width<true>(tile, a.tokens, full), first = tile * full;
     float* const floats = a.out.floats + first * p.padded_cols(a.cols);
@@ -214,16 +216,15 @@ void copy_activations(const activation_args& a) noexcept {
       for (std::size_t j = 0; j < subs; ++j) {
         const std::size_t begin = j * sub, left = present && begin < a.cols ? a.cols - begin : 0, count = left < sub ? left : sub;
         float* out = floats + j * sub_padded * width + t;
-        if (width == 1) {
+        if (plain && width == 1) {
           if (count != 0) std::memcpy(out, x + begin, count * sizeof(float));
-          for (std::size_t i = count; i < sub_padded; ++i) out[i] = 0.0f;
-        } else {
-          for (std::size_t i = 0; i < sub_padded; ++i, out += width) *out = i < count ? x[begin + i] : 0.0f;
+          continue;
         }
-        if (!p.shape.minimum) continue;
-        float sum = 0.0f;
-        for (std::size_t i = 0; i < count; ++i) sum += x[begin + i];
-        a.out.float_sums[first * subs + j * width + t] = sum;
+        for (std::size_t i = 0; i < sub_padded; ++i, out += width) *out = i < count ? x[begin + i] * factors[i % step_weights] : 0.0f;
+        if (!p.has_float_sums()) continue;
+        float sums[step_weights] = {};
+        for (std::size_t i = 0; i < count; ++i) sums[i % step_weights] += x[begin + i];
+        a.out.float_sums[first * subs + j * width + t] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       }
     }
   }

@@ -61,6 +61,13 @@ struct code_shape {
   [[nodiscard]] constexpr bool has_signed_levels() const noexcept { return level == level_kind::signed_byte || level == level_kind::table_int8; }
   /// Bits of the largest level where levels are unsigned.
   [[nodiscard]] constexpr unsigned level_bits() const noexcept { return level == level_kind::table_small ? 5 : level == level_kind::table_float ? 7 : bits; }
+  /// In exact products a code is made a float where it lies in its 32 bits, as 2^n times its level, and the activation at place i of a step
+  /// is 2^-n times its own: unsigned codes stay in their byte, signed ones are moved to the top, values of a float table are none.
+  [[nodiscard]] constexpr float activation_factor(std::size_t i) const noexcept {
+    if (level == level_kind::table_float || level == level_kind::plain) return 1.0f;
+    constexpr float factors[] = {1.0f, 0x1p-8f, 0x1p-16f, 0x1p-24f};
+    return factors[level == level_kind::unsigned_code ? i % step_weights : 3];
+  }
   /// Whether products with int8 activations exist.
   [[nodiscard]] constexpr bool has_int8() const noexcept { return level != level_kind::plain; }
 };
@@ -100,6 +107,12 @@ struct panel_layout {
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t sum_pairs() const noexcept {
     return stored_zero ? sub_blocks : shape.minimum && shape.sub != sub_kind::none ? ceil_div(sub_blocks, 2) : 0;
   }
+  /// Whether a code is more than its level, by a number that a row's codes share.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool has_zero() const noexcept {
+    return (shape.level == level_kind::unsigned_code || shape.level == level_kind::signed_byte) && (stored_zero || zero != 0);
+  }
+  /// Whether exact products need the sums of activations over sub-blocks.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool has_float_sums() const noexcept { return shape.minimum || has_zero(); }
   /// Weights of a row as the kernels see it: every sub-block padded to whole steps. For activations.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t padded_cols(std::size_t cols) const noexcept {
     return shape.level == level_kind::plain ? cols : blocks(cols) * block_steps() * step_weights;
