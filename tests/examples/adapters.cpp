@@ -88,8 +88,9 @@ TEST_CASE("adapters of both kinds of file are the same beside a model, and merge
   CHECK(std::fabs(gguf - base) > 1e-3);
   CHECK(peft == doctest::Approx(gguf).epsilon(1e-9));
   REQUIRE(run("merge " + s.model + " " + s.peft + " " + s.folder / "f32.gguf" + " --format f32").code == 0);
-  CHECK(s.nll(s.folder / "f32.gguf") == doctest::Approx(gguf).epsilon(1e-5));
-  CHECK(s.kl(s.model + " --adapter " + s.gguf, s.folder / "f32.gguf") < 1e-6);
+  // Factors of 8 bits err by at most a 254th each: a 127th of what the adapter changes, and its square in divergence.
+  const double effect = s.kl(s.model, s.folder / "f32.gguf"), beside = s.kl(s.model + " --adapter " + s.gguf, s.folder / "f32.gguf");
+  CHECK(beside < effect / (127.0 * 127.0));
 
   // Twice the adapter is the adapter of twice the scale.
   REQUIRE(lowbit::write_gguf_adapter(s.folder / "twice.gguf", tiny_adapter(3, 0.2f)).ok());

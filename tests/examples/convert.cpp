@@ -13,7 +13,6 @@
 #include <cstring>
 #include <map>
 #include <numeric>
-#include <tuple>
 
 using namespace llm;
 
@@ -132,17 +131,21 @@ TEST_CASE("plain floats have the type that is asked for, and no other format") {
   };
   convert(original, folder / "f32", "hf", nullptr, threads);
   const std::vector<float> wide = values_of(folder / "f32");
-  for (const auto& [format, type, bits] : {std::tuple{"f16", "\"float16\"", 11}, {"bf16", "\"bfloat16\"", 8}}) {
-    CAPTURE(std::string{format});
-    const std::string out = folder / format;
-    const auto verdicts = convert(original, out, "hf", format, threads);
-    CHECK(verdicts.at(query).to == format);
+  struct float_type {
+    std::string format, dtype;
+    int bits;
+  };
+  for (const float_type& f : {float_type{"f16", "\"float16\"", 11}, float_type{"bf16", "\"bfloat16\"", 8}}) {
+    CAPTURE(f.format);
+    const std::string out = folder / f.format;
+    const auto verdicts = convert(original, out, "hf", f.format.c_str(), threads);
+    CHECK(verdicts.at(query).to == f.format);
     CHECK(verdicts.at(query).kind == fidelity::requantised);
     CHECK(verdicts.at(query).error > 0.0);
     const std::vector<float> narrow = values_of(out);
     REQUIRE(narrow.size() == wide.size());
-    for (std::size_t i = 0; i < wide.size(); ++i) REQUIRE(std::fabs(narrow[i] - wide[i]) <= std::ldexp(std::fabs(wide[i]), -bits) + 0x1p-25f);
-    CHECK(std::string{read_bytes(out + "/config.json")}.find(type) != std::string::npos);
+    for (std::size_t i = 0; i < wide.size(); ++i) REQUIRE(std::fabs(narrow[i] - wide[i]) <= std::ldexp(std::fabs(wide[i]), -f.bits) + 0x1p-25f);
+    CHECK(std::string{read_bytes(out + "/config.json")}.find(f.dtype) != std::string::npos);
   }
   checkpoint model = opened(original);
   const auto refused = conversion_plan::make(model, {"hf", *lowbit::find_format("q4_0")}, threads);
