@@ -1,5 +1,5 @@
 // Registers out of panels: the codes of a step, the rows' scales, zero-points and sub-scales, and the walk over a block's steps. What a
-// product does with them is multiply.hpp's.
+// product does with them is integer_tile.hpp's and exact_tile.hpp's business.
 #pragma once
 
 #include <lowbit/kernel/numbers.hpp>
