@@ -91,6 +91,7 @@ TEST_CASE("adapters of both kinds of file are the same beside a model, and merge
   // Factors of 8 bits err by at most a 254th each: a 127th of what the adapter changes, and its square in divergence.
   const double effect = s.kl(s.model, s.folder / "f32.gguf"), beside = s.kl(s.model + " --adapter " + s.gguf, s.folder / "f32.gguf");
   CHECK(beside < effect / (127.0 * 127.0));
+  CHECK(std::fabs(s.nll(s.folder / "f32.gguf") - gguf) < std::sqrt(2 * effect) / 127);  // a divergence is half the square of what log-probabilities change by
 
   // Twice the adapter is the adapter of twice the scale.
   REQUIRE(lowbit::write_gguf_adapter(s.folder / "twice.gguf", tiny_adapter(3, 0.2f)).ok());

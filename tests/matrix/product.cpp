@@ -154,7 +154,9 @@ TEST_CASE("exact products agree with float64 to the rounding of their sums") {
                   const double xc = x[t * cols + c], wc = weights[r * cols + c];
                   const affine a = affine_of(*s, block, c % s->block / s->sub_block());
                   sum += wc * xc;
-                  const int zero = s->values.present() || s->is_float() ? 0 : s->codes.is_signed ? 1 << (s->codes.bits() - 1) : s->codes.zero + zero_point_of(*s, block);
+                  // Codes of 8 bits are bytes around 0; those of fewer bits are unsigned.
+                  const int bits = static_cast<int>(s->codes.bits()), stored = s->codes.zero + zero_point_of(*s, block);
+                  const int zero = s->values.present() || s->is_float() ? 0 : bits == 8 ? (s->codes.is_signed ? 0 : stored - 128) : s->codes.is_signed ? 1 << (bits - 1) : stored;
                   terms += (std::fabs(wc) + (s->minimum.present() ? 2 * std::fabs(a.offset) : 0.0) + 2 * std::fabs(static_cast<double>(a.scale) * zero)) * std::fabs(xc);
                 }
                 // A float32 sum of n terms errs by at most n * 2^-24 of their magnitudes; rounding of the terms adds a few.
