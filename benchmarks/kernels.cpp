@@ -52,7 +52,7 @@ void multiply_row(benchmark::State& state, const kernel::unit& unit, const forma
   }
   const auto weights = static_cast<double>(n.rows * n.cols), bytes = static_cast<double>(copies[0].size_bytes());
   const double operations = 2 * weights * static_cast<double>(tokens), all = static_cast<double>(threads);
-  const bool exact = how == precision::exact || copies[0].products().int8 == nullptr;
+  const bool exact = activations_for(copies[0], how) == kernel::activation_kind::floats;
   if (tokens == 1) count(state, weights, bytes, bytes, read_roof, "B");
   else count(state, weights, bytes, operations, all * (exact ? bench::float_roof(unit.name) : bench::int8_roof(unit.name)), "op");
 }
@@ -114,7 +114,9 @@ void add_rows() {
             const auto row = [=, &unit](precision how) {
               return [=, &unit](benchmark::State& st) { multiply_row(st, unit, *s, n, tokens, threads, how); };
             };
-            if (kernel::layout_of(*s).shape.has_int8()) add("matmul", tokens, row(precision::int8), threads);
+            const kernel::code_shape code = kernel::layout_of(*s).shape;
+            if (code.has_int8()) add("matmul", tokens, row(precision::int8), threads);
+            if (code.has_int16()) add("matmul_int16", tokens, row(precision::int16), threads);
             add("matmul_exact", tokens, row(precision::exact), threads);
           }
         add("dequantise", 0, [=, &unit](benchmark::State& st) { dequantise_row(st, unit, *s, n); });

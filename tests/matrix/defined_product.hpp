@@ -15,20 +15,6 @@ inline float barrier(float v) {  // keeps a product from being fused with a sum
   return kept;
 }
 
-/// What 8-bit activations leave of x for a second column: x - scale * q, block by block.
-inline std::vector<float> defined_rest(const format_spec& s, const float* x, std::size_t cols) {
-  const std::size_t together = s.sub_number != number::none ? s.sub_block() : s.block;
-  std::vector<float> rest(cols);
-  for (std::size_t begin = 0; begin < cols; begin += together) {
-    const std::size_t end = std::min(begin + together, cols);
-    float largest = 0.0f;
-    for (std::size_t c = begin; c < end; ++c) largest = std::max(largest, std::fabs(x[c]));
-    const float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    for (std::size_t c = begin; c < end; ++c) rest[c] = x[c] - barrier(std::nearbyint(barrier(x[c] * inverse)) * scale);
-  }
-  return rest;
-}
-
 /// A weight's level in integer products, and what a level is worth: codebooks of floats are rounded to 2 * 8064 steps of their range.
 inline std::pair<long long, float> defined_level(const format_spec& s, unsigned code, int zero_point) {
   if (!s.values.present() || s.values.fits_int8()) return {static_cast<long long>(level_of(s, code, zero_point)), 1.0f};
@@ -37,8 +23,24 @@ inline std::pair<long long, float> defined_level(const format_spec& s, unsigned 
   return {std::llround(static_cast<double>(s.values.values[code]) / static_cast<double>(largest) * 8064), largest / 8064};
 }
 
-/// The integer product as lowbit defines it, one output, with plain loops over the codec's fields.
-inline float defined_int8(const packed_matrix& w, std::size_t row, const float* x) {
+/// The largest 16-bit activation: 32,767, or less where the sum of a block of products would need more than 31 bits, or that of a sub-block
+/// with zero-points of its own more than 22. 0: the format has no products with such activations.
+inline int defined_int16_levels(const format_spec& s) {
+  if (s.is_float() || s.values.present() || s.codes.bits() < 6 || s.sub_minimum.present()) return 0;
+  long long level = 0, sub_scale = 1;
+  for (const unsigned code : {0u, (1u << s.codes.bits()) - 1, 1u << (s.codes.bits() - 1), (1u << (s.codes.bits() - 1)) - 1})
+    for (const int zero : {0, s.zero_point.present() ? (1 << s.codes.bits()) - 1 : 0})
+      level = std::max(level, std::llabs(static_cast<long long>(level_of(s, code, zero))));
+  const bool numbered = s.sub_number != number::none;
+  if (s.sub_scale.present() && !numbered) sub_scale = 128;
+  const long long together = static_cast<long long>(numbered ? s.sub_block() : s.block);
+  long long most = std::min(32767LL, 0x7fff'ffffLL / (level * sub_scale * together));
+  if (s.zero_point.present()) most = std::min(most, 0x3f'ffffLL / static_cast<long long>(s.sub_block()));
+  return static_cast<int>(most);
+}
+
+/// The integer product as lowbit defines it, one output, with plain loops over the codec's fields: activations are integers up to `levels`.
+inline float defined_product(const packed_matrix& w, std::size_t row, const float* x, int levels = 127) {
   const format_spec& s = w.spec();
   // Activations share a scale where weights do: in a block, or in a sub-block whose sub-scale is a number of its own.
   const bool numbered = s.sub_number != number::none;
@@ -49,7 +51,7 @@ inline float defined_int8(const packed_matrix& w, std::size_t row, const float* 
     const std::size_t end = std::min<std::size_t>(begin + together, w.cols());
     float largest = 0.0f;
     for (std::size_t c = begin; c < end; ++c) largest = std::max(largest, std::fabs(x[c]));
-    const float x_scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    const float most = static_cast<float>(levels), x_scale = largest / most, inverse = largest > 0 ? most / largest : 0.0f;
     long long total = 0, less = 0, sum = 0;
     float worth = 1.0f;
     for (std::size_t c = begin; c < end; ++c) {

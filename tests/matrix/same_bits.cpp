@@ -39,8 +39,9 @@ std::uint32_t crc32(const std::vector<float>& values) {
 struct expectation {
   const format_spec* spec;
   std::uint32_t crc;
+  precision how = precision::int8;
 };
-// From test::defined_int8 on x86-64; those of q4_0, q8_0, q5_1 and iq4_nl also from a program in another language, written from the
+// From test::defined_product on x86-64; those of q4_0, q8_0, q5_1 and iq4_nl also from a program in another language, written from the
 // layouts' descriptions, that rounds binary64 to binary32.
 const expectation expectations[] = {
     {&spec_of<q4_0>, 0x9288'73dbu},
@@ -60,6 +61,9 @@ const expectation expectations[] = {
     {&spec_of<asymmetric<4, 128>>, 0x2752'0d1cu},
     {&spec_of<symmetric<7, 40>>, 0x8b54'ce40u},
     {&spec_of<asymmetric<8, 128>>, 0xa9b8'5b76u},
+    {&spec_of<q8_0>, 0x4c92'088eu, precision::int16},
+    {&spec_of<q6_k>, 0xcdda'7072u, precision::int16},
+    {&spec_of<asymmetric<8, 128>>, 0x0247'80b9u, precision::int16},
 };
 }  // namespace
 
@@ -74,6 +78,7 @@ TEST_CASE("checksum: integer products have the committed bits on every instructi
   for (const expectation& e : expectations) {
     const format_spec* const spec = e.spec;
     const std::uint32_t crc = e.crc;
+    const int levels = e.how == precision::int8 ? 127 : test::defined_int16_levels(*spec);
     CAPTURE(std::string(spec->name));
     const packed_matrix w = test::random_blocks(*spec, rows, cols, 23);
     std::vector<float> weights(rows * cols), expected(tokens * rows), y(tokens * rows);
@@ -81,8 +86,8 @@ TEST_CASE("checksum: integer products have the committed bits on every instructi
     for (std::size_t t = 0; t < tokens; ++t)
       for (std::size_t r = 0; r < rows; ++r) {
         const float* const xt = &x[t * cols];
-        expected[t * rows + r] = test::defined_int8(w, r, xt);
-        // What rounding activations to 8 bits can change: half a step for each of them.
+        expected[t * rows + r] = test::defined_product(w, r, xt, levels);
+        // What rounding activations can change: half a step for each of them.
         double sum = 0, slack = 0;
         for (std::size_t begin = 0; begin < cols; begin += spec->block) {
           const std::size_t end = std::min<std::size_t>(begin + spec->block, cols);
@@ -93,7 +98,7 @@ TEST_CASE("checksum: integer products have the committed bits on every instructi
             magnitude += std::fabs(wc);
             largest = std::max(largest, std::fabs(xc));
           }
-          slack += magnitude * largest / 127 * 0.5001;
+          slack += magnitude * largest / levels * 0.5001;
         }
         REQUIRE(std::fabs(sum - expected[t * rows + r]) <= slack + 1e-3);
       }
@@ -101,7 +106,7 @@ TEST_CASE("checksum: integer products have the committed bits on every instructi
     for (const auto& u : kernel::linked_units()) {
       if (!u.available) continue;
       CAPTURE(std::string(u.name));
-      multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space);
+      multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space, e.how);
       CHECK(crc32(y) == crc);
     }
   }

@@ -109,7 +109,7 @@ void add_activations(CLI::App& command, lowbit::precision& how) {
   static const std::map<std::string, lowbit::precision> names{
       {"automatic", lowbit::precision::automatic}, {"exact", lowbit::precision::exact}, {"int16", lowbit::precision::int16}, {"int8", lowbit::precision::int8}};
   command.add_option_function<std::string>("--activations", [&how](const std::string& name) { how = names.at(name); },
-                      "What activations are rounded to before a product; automatic: int16 beside weights of more than 6 bits, int8 beside others")
+                      "What activations are rounded to before a product; automatic: int16 beside codes of 6 bits and more, int8 beside others")
       ->check(CLI::IsMember(names))->default_str("automatic");
 }
 

@@ -2,10 +2,9 @@
 //
 // Integer path: each block of a token (the weights' block) gets a scale of its own, x ~ scale * q with q = x * 127 / max|x| rounded to
 // nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block. A zero-point
-// that the whole format shares is taken away before the first product: accumulators start from -zero * sum. A token may take two columns
-// that lie side by side, the second with what the first left, rounded with a scale of its own: x ~ scale * q + scale' * q', 16 bits for the
-// same kernels. Exact path: floats times code_shape::activation_factor, with their sums where minima or zero-points need them. A tile has `tile_tokens` columns, the last one as few as
-// tile_width says.
+// that the whole format shares is taken away before the first product: accumulators start from -zero * sum. With 16 bits the same, but for
+// 127, which is panel_layout::largest_int16. Exact path: floats times code_shape::activation_factor, with their sums where minima or
+// zero-points need them. A tile has `tile_tokens` columns, the last one as few as tile_width says.
 #pragma once
 
 #include <lowbit/kernel/panel.hpp>
@@ -17,9 +16,12 @@ namespace lowbit::kernel {
 template <class Arch>
 inline constexpr std::size_t tile_tokens = simd::includes<Arch, xsimd::avx512f> ? 6 : 4;
 
+/// What activations are in a product.
+enum class activation_kind : std::uint8_t { int8, int16, floats };
+
 /// Where prepared activations lie, in memory that place_activations divides.
 struct activation_buffers {
-  std::int32_t* words = nullptr;  ///< [tile][step][token], four int8 each
+  std::int32_t* words = nullptr;  ///< [tile][step][token], four int8; or [tile][step][token][2], the int16 of places 0 and 2, and of 1 and 3
   float* floats = nullptr;        ///< [tile][padded column][token] (exact path; in the place of words)
   float* scales = nullptr;        ///< [tile][block][token]
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
@@ -36,12 +38,11 @@ struct activation_args {
   std::size_t tokens, cols;
   std::size_t tile_begin, tile_end;
   activation_buffers out;
-  std::size_t parts = 1;        ///< columns of a token on the integer path: 1 or 2
 };
 
 /// Divides `memory` (64-byte aligned) among the buffers of `tokens` columns, and says how many bytes they take: a multiple of 64. With
 /// null, only the latter.
-inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, std::size_t cols, std::size_t tile_tokens, bool exact,
+inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, std::size_t cols, std::size_t tile_tokens, activation_kind kind,
                                      std::uint8_t* memory, activation_buffers* out) noexcept {
   const std::size_t columns = round_up(tokens, tile_tokens);
   const std::size_t blocks = p.shape.level == level_kind::plain ? 0 : p.blocks(cols), subs = blocks * p.sub_blocks;
@@ -52,11 +53,11 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
     return here;
   };
   activation_buffers b;
-  if (exact) {
+  if (kind == activation_kind::floats) {
     b.floats = reinterpret_cast<float*>(take(columns * p.padded_cols(cols) * sizeof(float)));
     b.float_sums = reinterpret_cast<float*>(take(columns * subs * sizeof(float)));
   } else {
-    b.words = reinterpret_cast<std::int32_t*>(take(columns * p.padded_cols(cols)));
+    b.words = reinterpret_cast<std::int32_t*>(take(columns * p.padded_cols(cols) * (kind == activation_kind::int16 ? 2 : 1)));
     b.scales = reinterpret_cast<float*>(take(columns * blocks * sizeof(float)));
     b.sums = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
     b.starts = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
@@ -66,29 +67,29 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
   return at;
 }
 
-/// Whether activations prepared for one layout serve the other, with the same kernels and precision.
-LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b) noexcept {
+/// Whether activations prepared for one layout serve the other, with the same kernels.
+LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b, activation_kind kind) noexcept {
   if (a.shape.level == level_kind::plain || b.shape.level == level_kind::plain) return a.shape.level == b.shape.level;
   return a.block == b.block && a.sub_block == b.sub_block && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero &&
-         a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels();
+         a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels() &&
+         (kind != activation_kind::int16 || a.largest_int16() == b.largest_int16());
 }
 
-/// The columns of a tile: all, or for the last tokens as few as a kernel exists for: 1, 2 (integer path, for one
-/// token in two columns), 4 or all.
-template <bool Exact>
+/// The columns of a tile: all, or for the last tokens as few as a kernel exists for: 1, 2 (int8), 4 or all.
+template <activation_kind Kind>
 LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::size_t tokens, std::size_t full) noexcept {
   const std::size_t rest = tokens - tile * full;
-  return rest == 1 || (rest == 2 && !Exact) ? rest : rest <= 4 && full > 4 ? 4 : full;
+  return rest == 1 || (rest == 2 && Kind == activation_kind::int8) ? rest : rest <= 4 && full > 4 ? 4 : full;
 }
 
 /// What unsigned bytes hold more than the levels they stand for, on every row: the format's own zero, and 128 where signed levels are
-/// fed as level + 128. A zero-point that is stored for each row comes on top.
-template <class Arch>
+/// fed as level + 128 (int8). A zero-point that is stored for each row comes on top.
+template <class Arch, activation_kind Kind>
 LOWBIT_ALWAYS_INLINE constexpr int shared_zero(const panel_layout& p) noexcept {
-  return (p.stored_zero ? 0 : p.zero) + (p.shape.has_signed_levels() && simd::exact_u8s8<Arch> ? 128 : 0);
+  return (p.stored_zero ? 0 : p.zero) + (Kind == activation_kind::int8 && p.shape.has_signed_levels() && simd::exact_u8s8<Arch> ? 128 : 0);
 }
 
-/// Blocks of activations whose largest magnitude is not above this count as zero (127 / max must not overflow).
+/// Blocks of activations whose largest magnitude is not above this count as zero (127 / max and 32767 / max must not overflow).
 inline constexpr float smallest_activation = 0x1p-100f;
 
 /// The activations of a token, wherever they are.
@@ -98,31 +99,24 @@ LOWBIT_ALWAYS_INLINE const float* row_of_token(const activation_args& a, std::si
 
 namespace detail {
 
-/// How a block of a token was rounded, and so what was left: v - scale * nearest(v * inverse), with the same bits everywhere.
-template <class Arch>
-struct rounded_block {
-  float scale, inverse;
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE simd::batch<std::int32_t, Arch> codes(const simd::batch<float, Arch>& v) const noexcept {
-    return xsimd::nearbyint_as_int(simd::batch<float, Arch>(v * simd::batch<float, Arch>(inverse)));
-  }
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE simd::batch<float, Arch> rest(const simd::batch<float, Arch>& v) const noexcept {
-    return v - simd::rounded_product<Arch>(xsimd::to_float(codes(v)), simd::batch<float, Arch>(scale), Arch{});
-  }
-};
+/// Two 16-bit numbers as a word, the first in its low half.
+LOWBIT_ALWAYS_INLINE constexpr std::int32_t two_int16(int low, int high) noexcept {
+  return static_cast<std::int32_t>((static_cast<unsigned>(low) & 0xffffu) | static_cast<unsigned>(high) << 16);
+}
 
-/// Rounds columns [begin, end) of the token at x, which are block `b`, into column t of a tile. `value_of` gives the numbers to round for
-/// those that are loaded.
-template <class Arch, class F>
-rounded_block<Arch> quantise_block(const panel_layout& p, const activation_buffers& out, const float* x, std::size_t begin, std::size_t end,
-                                   std::size_t b, std::size_t width, std::size_t t, const F& value_of) noexcept {
+/// Rounds columns [begin, end) of the token at x, which are block `b`, into column t of a tile.
+template <class Arch, activation_kind Kind>
+void quantise_block(const panel_layout& p, const activation_buffers& out, const float* x, std::size_t begin, std::size_t end, std::size_t b,
+                    std::size_t width, std::size_t t) noexcept {
+  constexpr std::size_t words = Kind == activation_kind::int16 ? 2 : 1;  // of a step
   constexpr std::size_t n = simd::lanes<Arch>;
   using floats = simd::batch<float, Arch>;
   // n values from column k; past `stop` they are zero.
   const auto load = [&](std::size_t k, std::size_t stop) LOWBIT_INLINE_LAMBDA {
-    if (k + n <= stop) return value_of(floats::load_unaligned(x + k));
+    if (k + n <= stop) return floats(floats::load_unaligned(x + k));
     alignas(64) float values[n];
     for (std::size_t i = 0; i < n; ++i) values[i] = k + i < stop ? x[k + i] : 0.0f;
-    return value_of(floats::load_aligned(values));
+    return floats(floats::load_aligned(values));
   };
   // A maximum may lose a NaN; x * 0 does not, nor an infinity.
   floats most(0.0f), probes(0.0f);
@@ -132,22 +126,30 @@ rounded_block<Arch> quantise_block(const panel_layout& p, const activation_buffe
     probes += v * floats(0.0f);
   }
   const float largest = xsimd::reduce_max(most);
-  const rounded_block<Arch> rounded{largest / 127.0f + xsimd::reduce_add(probes), largest > smallest_activation ? 127.0f / largest : 0.0f};
-  out.scales[b * width + t] = rounded.scale;
-  const int zero = shared_zero<Arch>(p);
+  const float levels = Kind == activation_kind::int16 ? static_cast<float>(p.largest_int16()) : 127.0f;
+  const floats inverse(largest > smallest_activation ? levels / largest : 0.0f);
+  out.scales[b * width + t] = largest / levels + xsimd::reduce_add(probes);
+  const int zero = shared_zero<Arch, Kind>(p);
   for (std::size_t j = 0; j < p.sub_blocks; ++j) {
     const std::size_t from = begin + j * p.sub_block;
     const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;
     std::int32_t sum = 0;
     std::size_t k = from;
-    std::int32_t* word = out.words + (b * p.block_steps() + j * p.sub_steps) * width + t;
+    std::int32_t* word = out.words + ((b * p.block_steps() + j * p.sub_steps) * width + t) * words;
     for (std::size_t step = 0; step < p.sub_steps; step += n / step_weights, k += n) {
-      const auto q = rounded.codes(load(k, stop));
+      const auto q = xsimd::nearbyint_as_int(floats(load(k, stop) * inverse));
       sum += xsimd::reduce_add(q);
-      alignas(64) std::int8_t narrow[n];
-      simd::store_narrowed<Arch>(narrow, q, Arch{});
-      for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width)
-        std::memcpy(word, narrow + i * step_weights, step_weights);
+      if constexpr (Kind == activation_kind::int16) {
+        alignas(64) std::int32_t wide[n];
+        q.store_aligned(wide);
+        for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width * words)
+          for (std::size_t h = 0; h < words; ++h) word[h] = two_int16(wide[i * step_weights + h], wide[i * step_weights + h + 2]);
+      } else {
+        alignas(64) std::int8_t narrow[n];
+        simd::store_narrowed<Arch>(narrow, q, Arch{});
+        for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width)
+          std::memcpy(word, narrow + i * step_weights, step_weights);
+      }
     }
     out.sums[(b * p.sub_blocks + j) * width + t] = sum;
     out.starts[(b * p.sub_blocks + j) * width + t] = -zero * sum;
@@ -163,35 +165,32 @@ rounded_block<Arch> quantise_block(const panel_layout& p, const activation_buffe
       low = two[0];
       high = 2 * j + 1 < p.sub_blocks ? two[width] : 0;
     }
-    out.pairs[(b * p.sum_pairs() + j) * width + t] = static_cast<std::int32_t>((static_cast<unsigned>(low) & 0xffffu) | static_cast<unsigned>(high) << 16);
+    out.pairs[(b * p.sum_pairs() + j) * width + t] = two_int16(low, high);
   }
-  return rounded;
 }
 
 }  // namespace detail
 
-template <class Arch>
+/// Integer activations of a tile after the other; Kind is int8 or int16.
+template <class Arch, activation_kind Kind>
 void quantise_activations(const activation_args& a) noexcept {
-  constexpr std::size_t full = tile_tokens<Arch>;
-  using floats = simd::batch<float, Arch>;
+  constexpr std::size_t full = tile_tokens<Arch>, words = Kind == activation_kind::int16 ? 2 : 1;
   const panel_layout& p = *a.layout;
-  const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks, columns = a.tokens * a.parts;
+  const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
-    const std::size_t width = tile_width<false>(tile, columns, full), first = tile * full;
+    const std::size_t width = tile_width<Kind>(tile, a.tokens, full), first = tile * full;
     activation_buffers out;
-    out.words = a.out.words + first * blocks * p.block_steps();
+    out.words = a.out.words + first * blocks * p.block_steps() * words;
     out.scales = a.out.scales + first * blocks;
     out.sums = a.out.sums + first * subs;
     out.starts = a.out.starts + first * subs;
     out.pairs = a.out.pairs + first * blocks * p.sum_pairs();
-    for (std::size_t t = 0; t < width; t += a.parts) {
-      const bool present = first + t < columns;
-      const float* const x = row_of_token(a, present ? (first + t) / a.parts : 0);
+    for (std::size_t t = 0; t < width; ++t) {
+      const bool present = first + t < a.tokens;
+      const float* const x = row_of_token(a, present ? first + t : 0);
       for (std::size_t b = 0; b < blocks; ++b) {
         const std::size_t begin = b * p.block, end = !present ? begin : begin + p.block < a.cols ? begin + p.block : a.cols;
-        const auto rounded = detail::quantise_block<Arch>(p, out, x, begin, end, b, width, t, [](const floats& v) LOWBIT_INLINE_LAMBDA { return v; });
-        if (a.parts == 2)
-          detail::quantise_block<Arch>(p, out, x, begin, end, b, width, t + 1, [&](const floats& v) LOWBIT_INLINE_LAMBDA { return rounded.rest(v); });
+        detail::quantise_block<Arch, Kind>(p, out, x, begin, end, b, width, t);
       }
     }
   }
@@ -208,7 +207,7 @@ void copy_activations(const activation_args& a) noexcept {
   float factors[step_weights];
   for (std::size_t i = 0; i < step_weights; ++i) factors[i] = p.shape.activation_factor(i);
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
-    const std::size_t width = tile_width<true>(tile, a.tokens, full), first = tile * full;
+    const std::size_t width = tile_width<activation_kind::floats>(tile, a.tokens, full), first = tile * full;
     float* const floats = a.out.floats + first * p.padded_cols(a.cols);
     for (std::size_t t = 0; t < width; ++t) {
       const bool present = first + t < a.tokens;

@@ -8,7 +8,7 @@
 
 namespace lowbit::kernel::detail {
 
-/// Prepared activations of one token tile, int8 path.
+/// Prepared activations of one token tile, integer path.
 struct tile_activations {
   const std::int32_t* words;
   const float* scales;
@@ -25,20 +25,33 @@ constexpr std::size_t steps_of_pairs(unsigned bits, std::size_t most) noexcept {
   return most;
 }
 
-template <std::uint32_t Key, class Arch, std::size_t Tokens, std::size_t Vectors>
-LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, Vectors>& tile, tile_activations x) noexcept {
+/// The codes of a step at places 0 and 2, and at 1 and 3, as 16-bit numbers.
+template <class Arch, bool Signed>
+LOWBIT_ALWAYS_INLINE std::array<ints<Arch>, 2> widen(const bytes<Arch>& codes) noexcept {
+  using numbers = std::conditional_t<Signed, std::int16_t, std::uint16_t>;
+  const auto both = xsimd::bitwise_cast<numbers>(codes);
+  const auto even = [&]() LOWBIT_INLINE_LAMBDA {
+    if constexpr (Signed) return (both << 8) >> 8;
+    else return both & simd::batch<numbers, Arch>(numbers{255});
+  };
+  return {xsimd::bitwise_cast<std::int32_t>(even()), xsimd::bitwise_cast<std::int32_t>(both >> 8)};
+}
+
+template <std::uint32_t Key, activation_kind Kind, class Arch, std::size_t Tokens, std::size_t Vectors>
+LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens, Vectors>& tile, tile_activations x) noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
   constexpr bool is_signed = shape.has_signed_levels();
-  constexpr bool biased = is_signed && simd::exact_u8s8<Arch>;  // signed levels are fed as level + 128
+  constexpr bool wide = Kind == activation_kind::int16;
+  constexpr bool biased = is_signed && !wide && simd::exact_u8s8<Arch>;  // signed levels are fed as level + 128
   constexpr bool two_level = shape.sub != sub_kind::none;
   constexpr bool split = shape.level == level_kind::table_float;   // a level is two bytes, with sums of their own
   // Without a dot product of bytes, sums of pairs of products stay in 16-bit lanes for `run` steps before they are widened.
-  constexpr std::size_t run = is_signed || shape.step == stepping::steps ? 1
+  constexpr std::size_t run = is_signed || wide || shape.step == stepping::steps ? 1
                               : steps_of_pairs<Arch>(shape.level_bits(), shape.step == stepping::slabs ? slab_steps : slab_steps / 2);
   // One token hides neither a dot's latency nor memory's. Two chains of sums do the first; for the second, lines are read in the order
   // in which they lie, so that the processor's prefetcher can follow: planes read by turns cost two thirds of the bandwidth.
   constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs && run == 1 && !split ? 2 : 1, sums = split ? 2 : chains;
-  constexpr bool in_order = Tokens == 1 && shape.step != stepping::steps && plane_widths(shape.bits)[1] != 0;
+  constexpr bool by_address = Tokens == 1 && shape.step != stepping::steps && plane_widths(shape.bits)[1] != 0;
   // Sums over 16 weights of at most 3 bits fit in 16 bits, and so do sub-scales: one multiply-add instead of two instructions.
   constexpr bool narrow = two_level && shape.level == level_kind::unsigned_code && shape.bits <= 3 && shape.step == stepping::half_slabs;
   const panel_layout& p = *a.layout;
@@ -49,7 +62,7 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
       table[i] = static_cast<std::uint8_t>(is_signed ? (&p.table[0])[i] ^ (biased ? 128u : 0u) : static_cast<unsigned>((&p.table[0])[i] + p.zero));
 
   for_each_block(p, blocks, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
-    if constexpr (in_order) {
+    if constexpr (by_address) {
       if (first_step == 0) touch_lines(tile.panel[0] + header, p.unit_headers());
     }
     ints<Arch> acc[sums][Vectors][Tokens], total[split ? 2 : 1][Vectors][Tokens];
@@ -73,9 +86,14 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
         for (std::size_t c = 1; c < sums; ++c) acc[c][v][t] = ints<Arch>(0);
       });
     };
-    bytes<Arch> line[Vectors][in_order ? shape.bits : 1];
+    // With several tokens, registers are too few for a tree of sums.
+    const auto placed = [](const ints<Arch>& sum) LOWBIT_INLINE_LAMBDA {
+      if constexpr (Tokens > 1) return simd::in_order<Arch>(sum, Arch{});
+      else return sum;
+    };
+    bytes<Arch> line[Vectors][by_address ? shape.bits : 1];
     const auto enters = [&](std::size_t slab) LOWBIT_INLINE_LAMBDA {
-      if constexpr (in_order) {
+      if constexpr (by_address) {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
           const auto lines = lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights);
@@ -88,7 +106,7 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
       bytes<Arch> w[Vectors], low[Vectors];
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) {
-        if constexpr (in_order)
+        if constexpr (by_address)
           w[v] = load_step<Arch, shape.bits>([&](std::size_t i) LOWBIT_INLINE_LAMBDA { return line[v][i]; }, s);
         else
           w[v] = load_step<Arch, shape.bits>(lines_in_memory<Arch>(tile.panel[v] + codes + slab + tile.row[v] * step_weights), s);
@@ -99,6 +117,21 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
           w[v] = simd::lookup16<Arch>(w[v], &p.split.high[0], Arch{});
         } else if constexpr (biased) w[v] ^= bytes<Arch>(std::uint8_t{128});
       }
+      if constexpr (wide) {
+        std::array<ints<Arch>, 2> halves[Vectors];
+        LOWBIT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) halves[v] = widen<Arch, is_signed>(w[v]);
+        LOWBIT_UNROLL
+        for (std::size_t t = 0; t < Tokens; ++t) {
+          LOWBIT_UNROLL
+          for (std::size_t h = 0; h < 2; ++h) {
+            const ints<Arch> xs(x.words[(k * Tokens + t) * 2 + h]);
+            LOWBIT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) acc[s % chains][v][t] = placed(simd::dot2_s16<Arch>(acc[s % chains][v][t], halves[v][h], xs, Arch{}));
+          }
+        }
+        return;
+      }
       LOWBIT_UNROLL
       for (std::size_t t = 0; t < Tokens; ++t) {
         const auto xs = xsimd::bitwise_cast<std::int8_t>(ints<Arch>(x.words[k * Tokens + t]));
@@ -107,11 +140,11 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
           ints<Arch>& sum = acc[s % chains][v][t];
           if constexpr (run > 1) {
             using int16s = simd::batch<std::int16_t, Arch>;
-            pairs[v][t] = simd::dot2_u7s8<Arch>(s % run == 0 ? int16s(std::int16_t{0}) : pairs[v][t], w[v], xs, Arch{});
-            if (s % run == run - 1) sum = simd::dot2_s16<Arch>(sum, xsimd::bitwise_cast<std::int32_t>(pairs[v][t]), ints<Arch>(0x0001'0001), Arch{});
-          } else if constexpr (is_signed && !biased) sum = simd::dot4_s8s8<Arch>(sum, xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{});
-          else sum = simd::dot4_u7s8<Arch>(sum, w[v], xs, Arch{});
-          if constexpr (split) acc[1][v][t] = simd::dot4_u7s8<Arch>(acc[1][v][t], low[v], xs, Arch{});
+            pairs[v][t] = simd::in_order<Arch>(simd::dot2_u7s8<Arch>(s % run == 0 ? int16s(std::int16_t{0}) : pairs[v][t], w[v], xs, Arch{}), Arch{});
+            if (s % run == run - 1) sum = placed(simd::dot2_s16<Arch>(sum, xsimd::bitwise_cast<std::int32_t>(pairs[v][t]), ints<Arch>(0x0001'0001), Arch{}));
+          } else if constexpr (is_signed && !biased) sum = placed(simd::dot4_s8s8<Arch>(sum, xsimd::bitwise_cast<std::int8_t>(w[v]), xs, Arch{}));
+          else sum = placed(simd::dot4_u7s8<Arch>(sum, w[v], xs, Arch{}));
+          if constexpr (split) acc[1][v][t] = placed(simd::dot4_u7s8<Arch>(acc[1][v][t], low[v], xs, Arch{}));
         }
       }
     };
@@ -182,7 +215,7 @@ LOWBIT_ALWAYS_INLINE void tile_int8(const multiply_args& a, tile<Arch, Tokens, V
         }
       }
     }
-    x.words += p.block_steps() * Tokens;
+    x.words += p.block_steps() * Tokens * (wide ? 2 : 1);
     x.scales += Tokens;
     x.sums += p.sub_blocks * Tokens;
     x.starts += p.sub_blocks * Tokens;

@@ -1,4 +1,4 @@
-// The products: y = x Wᵀ on panels, with int8 or float activations, written once for every format and every instruction set: tiles of rows and
+// The products: y = x Wᵀ on panels, with int8, int16 or float activations, written once for every format and every instruction set: tiles of rows and
 // tokens, on integers (integer_tile.hpp) or floats (exact_tile.hpp).
 #pragma once
 
@@ -9,7 +9,7 @@ namespace lowbit::kernel {
 
 namespace detail {
 
-template <std::uint32_t Key, class Arch, bool Exact, std::size_t Tokens, std::size_t Vectors>
+template <std::uint32_t Key, class Arch, activation_kind Kind, std::size_t Tokens, std::size_t Vectors>
 LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t first_vector, std::size_t end_vector,
                                         std::size_t token_tile) noexcept {
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
@@ -26,10 +26,10 @@ LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t firs
     for (std::size_t t = 0; t < Tokens; ++t) tile.y[v][t] = floats<Arch>(0.0f);
   }
   const std::size_t blocks = p.shape.level == level_kind::plain ? 0 : p.blocks(a.cols), subs = blocks * p.sub_blocks;
-  if constexpr (Exact)
+  if constexpr (Kind == activation_kind::floats)
     tile_exact<Key>(a, tile, a.x.floats + first_token * p.padded_cols(a.cols), a.x.float_sums + first_token * subs);
   else
-    tile_int8<Key>(a, tile, {a.x.words + first_token * blocks * p.block_steps(), a.x.scales + first_token * blocks,
+    tile_integer<Key, Kind>(a, tile, {a.x.words + first_token * blocks * p.block_steps() * (Kind == activation_kind::int16 ? 2 : 1), a.x.scales + first_token * blocks,
                              a.x.sums + first_token * subs, a.x.starts + first_token * subs,
                              a.x.pairs + first_token * blocks * p.sum_pairs()});
   const std::size_t row = first_vector * simd::lanes<Arch>;
@@ -58,25 +58,25 @@ LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t firs
 }  // namespace detail
 
 /// y[tokens, rows of panels panel_begin … panel_end) = x Wᵀ. The layout's shape must have the key the function was compiled for.
-template <std::uint32_t Key, class Arch, bool Exact>
+template <std::uint32_t Key, class Arch, activation_kind Kind>
 void multiply(const multiply_args& a) noexcept {
   // Two registers of rows share the broadcasts of activations where there are 32 registers to hold what an integer product holds, and always
   // where only sums are held: four of them alone would wait for one another.
-  constexpr std::size_t vectors = Exact || simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = tile_tokens<Arch>;
+  constexpr std::size_t vectors = Kind == activation_kind::floats || simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = tile_tokens<Arch>;
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
   const std::size_t end = a.panel_end * per_panel, tiles = ceil_div(a.tokens, full);
   for (std::size_t v = a.panel_begin * per_panel; v < end; v += vectors) {
     for (std::size_t i = 0; i < tiles; ++i) {
-      const std::size_t width = tile_width<Exact>(i, a.tokens, full);
+      const std::size_t width = tile_width<Kind>(i, a.tokens, full);
       if (width == full) {
-        detail::multiply_tile<Key, Arch, Exact, full, vectors>(a, v, end, i);
+        detail::multiply_tile<Key, Arch, Kind, full, vectors>(a, v, end, i);
       } else if (width <= 2) {  // bound by memory: one stream of whole lines is what it reads fastest
         if (v % per_panel != 0) continue;
         for (std::size_t one = v; one < v + vectors && one < end; one += per_panel)
-          if (width == 1) detail::multiply_tile<Key, Arch, Exact, 1, per_panel>(a, one, end, i);
-          else if constexpr (!Exact) detail::multiply_tile<Key, Arch, Exact, 2, per_panel>(a, one, end, i);
+          if (width == 1) detail::multiply_tile<Key, Arch, Kind, 1, per_panel>(a, one, end, i);
+          else if constexpr (Kind == activation_kind::int8) detail::multiply_tile<Key, Arch, Kind, 2, per_panel>(a, one, end, i);
       } else if constexpr (full > 4) {
-        detail::multiply_tile<Key, Arch, Exact, 4, vectors>(a, v, end, i);
+        detail::multiply_tile<Key, Arch, Kind, 4, vectors>(a, v, end, i);
       }
     }
   }

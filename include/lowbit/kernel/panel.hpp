@@ -70,6 +70,11 @@ struct code_shape {
   }
   /// Whether products with int8 activations exist.
   [[nodiscard]] constexpr bool has_int8() const noexcept { return level != level_kind::plain; }
+  /// And with int16 activations: for codes of 6 bits and more, which err less than activations of 8 bits do. (Sub-minima are multiplied by
+  /// sums of activations that have room for 8 bits.)
+  [[nodiscard]] constexpr bool has_int16() const noexcept {
+    return (level == level_kind::unsigned_code || level == level_kind::signed_byte) && bits >= 6 && !(minimum && sub != sub_kind::none);
+  }
 };
 
 /// A table of floats for integer products: value ~ step * (128 * (high - 63) + low), high and low below 128, and so two dots of bytes for
@@ -113,6 +118,16 @@ struct panel_layout {
   }
   /// Whether exact products need the sums of activations over sub-blocks.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool has_float_sums() const noexcept { return shape.minimum || has_zero(); }
+  /// The largest magnitude of an int16 activation: all 16 bits, or as many as leave room for a block's sum in 32 bits (q6_k: 12 bits). A stored
+  /// zero-point multiplies a sub-block's sum, which is split in 7 low and 16 high bits.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::int32_t largest_int16() const noexcept {
+    const int lowest = shape.level == level_kind::signed_byte ? -128 : 0, highest = lowest + (1 << shape.bits) - 1;
+    const int level = stored_zero ? highest - lowest : zero - lowest > highest - zero ? zero - lowest : highest - zero;
+    const std::size_t sub_scale = shape.sub == sub_kind::none ? 1 : shape.sub == sub_kind::nibbles ? 15 : 128;
+    std::size_t largest = ((std::size_t{1} << 31) - 1) / (static_cast<std::size_t>(level) * sub_scale * block);
+    if (const std::size_t halves = ((std::size_t{1} << 22) - 1) / sub_block; stored_zero && halves < largest) largest = halves;
+    return static_cast<std::int32_t>(largest < 32767 ? largest : 32767);
+  }
   /// Weights of a row as the kernels see it: every sub-block padded to whole steps. For activations.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr std::size_t padded_cols(std::size_t cols) const noexcept {
     return shape.level == level_kind::plain ? cols : blocks(cols) * block_steps() * step_weights;

@@ -1,6 +1,6 @@
 // The kernels of one instruction set as a table of functions: what run-time dispatch chooses between.
 //
-// Only the products depend on a format at compile time, and only on its code_shape; a unit holds one pair for each shape.
+// Only the products depend on a format at compile time, and only on its code_shape; a unit holds one set for each shape.
 #pragma once
 
 #include <lowbit/kernel/accumulate.hpp>
@@ -17,6 +17,7 @@ namespace lowbit::kernel {
 struct products {
   std::uint32_t key;
   void (*int8)(const multiply_args&) noexcept;   ///< null where the shape has no integer path
+  void (*int16)(const multiply_args&) noexcept;  ///< null where it has none of so many bits
   void (*exact)(const multiply_args&) noexcept;
 };
 
@@ -29,8 +30,9 @@ struct unit {
   void (*dequantise_row)(const format_spec&, const std::uint8_t*, std::size_t, float*, bool) noexcept;
   void (*build_panels)(const build_args&) noexcept;
   void (*read_panel_row)(const panel_layout&, const std::uint8_t*, std::size_t, std::size_t, float*) noexcept;
-  void (*quantise_activations)(const activation_args&) noexcept;
-  void (*copy_activations)(const activation_args&) noexcept;
+  void (*prepare_int8)(const activation_args&) noexcept;
+  void (*prepare_int16)(const activation_args&) noexcept;
+  void (*prepare_floats)(const activation_args&) noexcept;
   bool (*quantise_rows)(const quantise_args&) noexcept;
   bool (*all_finite)(const float*, std::size_t) noexcept;
   void (*find_range)(const float*, std::size_t, float*, float*) noexcept;
@@ -62,8 +64,11 @@ struct unique_keys<keys<Known...>, K, Rest...>
 
 template <std::uint32_t Key, class Arch>
 constexpr products products_of() noexcept {
-  if constexpr (code_shape::from_key(Key).has_int8()) return {Key, &multiply<Key, Arch, false>, &multiply<Key, Arch, true>};
-  else return {Key, nullptr, &multiply<Key, Arch, true>};
+  constexpr code_shape shape = code_shape::from_key(Key);
+  products all{Key, nullptr, nullptr, &multiply<Key, Arch, activation_kind::floats>};
+  if constexpr (shape.has_int8()) all.int8 = &multiply<Key, Arch, activation_kind::int8>;
+  if constexpr (shape.has_int16()) all.int16 = &multiply<Key, Arch, activation_kind::int16>;
+  return all;
 }
 
 template <class Arch, class Keys>
@@ -80,7 +85,8 @@ constexpr unit unit_for() noexcept {
   using keys = typename detail::unique_keys<detail::keys<>, layout_for<F>::value.shape.key()...>::type;
   using table = detail::product_table<Arch, keys>;
   return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
-          &read_panel_row<Arch>, &quantise_activations<Arch>, &copy_activations<Arch>, &quantise_rows<Arch>, &all_finite<Arch>,
+          &read_panel_row<Arch>, &quantise_activations<Arch, activation_kind::int8>,
+          &quantise_activations<Arch, activation_kind::int16>, &copy_activations<Arch>, &quantise_rows<Arch>, &all_finite<Arch>,
           &find_range<Arch>, &round_weights<Arch>, table::entries, std::size(table::entries), &accumulate<Arch>, &add_low_rank<Arch>};
 }
 

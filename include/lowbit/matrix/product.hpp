@@ -17,16 +17,17 @@ namespace lowbit {
 /// round its values to 2^-14 of the codebook's range.
 enum class precision : std::uint8_t {
   int8,       ///< quantised to 8 bits per block of weights
-  int16,      ///< to 16 bits, as two columns of 8: twice the arithmetic where that is the limit, an error like that of floats
-  automatic,  ///< int16 for formats of more than 6 bits a weight, which err less than 8-bit activations do; int8 for the others
+  automatic,  ///< int16 beside codes of 6 bits and more, which err less than 8-bit activations do; int8 beside the others
+  int16,      ///< quantised to 12 to 16 bits per block beside codes of 6 bits and more; exact beside the others
   exact       ///< as floats
 };
 
-/// What a precision means for one matrix: int8, int16 or exact.
-inline precision precision_for(const panel_matrix& w, precision how) noexcept {
-  if (how == precision::exact || w.products().int8 == nullptr) return precision::exact;
-  if (how != precision::automatic) return how;
-  return std::size_t{8} * w.spec().bytes > std::size_t{6} * w.spec().block ? precision::int16 : precision::int8;
+/// What a precision means for one matrix.
+inline kernel::activation_kind activations_for(const panel_matrix& w, precision how) noexcept {
+  using enum kernel::activation_kind;
+  const kernel::products& kernels = w.products();
+  if (how != precision::exact && how != precision::int8 && kernels.int16 != nullptr) return int16;
+  return (how == precision::int8 || how == precision::automatic) && kernels.int8 != nullptr ? int8 : floats;
 }
 
 /// Which rows a product takes or writes: all of them, in order, or those of a list, which may be empty (an expert without tokens).
@@ -68,29 +69,25 @@ struct operand {
   matrix_view<const float> x;
   const std::uint32_t* from;
   std::size_t tokens;
-  precision how;             ///< int8, int16 or exact
+  kernel::activation_kind kind;
   kernel::activation_buffers buffers;
   float* ordered = nullptr;  ///< [tokens, cols] x in the order of the columns, where that is not the inputs'
 
-  [[nodiscard]] bool exact() const noexcept { return how == precision::exact; }
-  /// Columns that a token takes, and all take.
-  [[nodiscard]] std::size_t parts() const noexcept { return how == precision::int16 ? 2 : 1; }
-  [[nodiscard]] std::size_t columns() const noexcept { return tokens * parts(); }
-  [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(columns(), w->unit().tile_tokens); }
+  [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(tokens, w->unit().tile_tokens); }
   std::size_t place(std::uint8_t* memory) noexcept {
     const std::size_t own = w->inputs().empty() ? 0 : round_up(tokens * x.cols * sizeof(float), 64);
     if (own != 0 && memory != nullptr) ordered = reinterpret_cast<float*>(memory);
-    return own + kernel::place_activations(w->layout(), columns(), x.cols, w->unit().tile_tokens, exact(), memory == nullptr ? nullptr : memory + own,
+    return own + kernel::place_activations(w->layout(), tokens, x.cols, w->unit().tile_tokens, kind, memory == nullptr ? nullptr : memory + own,
                                            memory == nullptr ? nullptr : &buffers);
   }
   [[nodiscard]] bool serves(const operand& o) const noexcept {
-    return x.data == o.x.data && x.stride == o.x.stride && from == o.from && tokens == o.tokens && how == o.how && &w->unit() == &o.w->unit() &&
-           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout()) && w->inputs() == o.w->inputs();
+    return x.data == o.x.data && x.stride == o.x.stride && from == o.from && tokens == o.tokens && kind == o.kind && &w->unit() == &o.w->unit() &&
+           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout(), kind) && w->inputs() == o.w->inputs();
   }
   void prepare(std::size_t begin, std::size_t end) const noexcept {
-    kernel::activation_args a{&w->layout(), x.data, x.stride, from, tokens, x.cols, begin, end, buffers, parts()};
+    kernel::activation_args a{&w->layout(), x.data, x.stride, from, tokens, x.cols, begin, end, buffers};
     if (ordered != nullptr) {
-      const std::size_t each = w->unit().tile_tokens / parts(), last = std::min(end * each, tokens);
+      const std::size_t each = w->unit().tile_tokens, last = std::min(end * each, tokens);
       for (std::size_t t = begin * each; t < last; ++t) {
         const float* const row = x.row(from != nullptr ? from[t] : t);
         for (std::size_t c = 0; c < x.cols; ++c) ordered[t * x.cols + c] = row[w->inputs()[c]];
@@ -99,7 +96,9 @@ struct operand {
       a.x_stride = x.cols;
       a.from = nullptr;
     }
-    exact() ? w->unit().copy_activations(a) : w->unit().quantise_activations(a);
+    using enum kernel::activation_kind;
+    const kernel::unit& unit = w->unit();
+    (kind == int8 ? unit.prepare_int8 : kind == int16 ? unit.prepare_int16 : unit.prepare_floats)(a);
   }
 };
 
@@ -135,15 +134,13 @@ struct destination {
   const Epilogue* epilogue;
   const Activation* activation;
 
-  /// A tile of p->gate, or of p->w: called back by kernels. A token's Parts columns are added up.
-  template <bool Gate, std::size_t Parts>
-  static void finish(const void* context, float* values, std::size_t stride, std::size_t row, std::size_t rows, std::size_t column,
-                     std::size_t columns) noexcept {
+  /// A tile of p->gate, or of p->w: called back by kernels.
+  template <bool Gate>
+  static void finish(const void* context, float* values, std::size_t stride, std::size_t row, std::size_t rows, std::size_t token,
+                     std::size_t tokens) noexcept {
     const auto& d = *static_cast<const destination*>(context);
-    for (std::size_t t = 0; t < columns / Parts; ++t, values += Parts * stride) {
-      const std::size_t at = d.p->to[column / Parts + t];
-      if constexpr (Parts == 2)
-        for (std::size_t i = 0; i < rows; ++i) values[i] += values[stride + i];
+    for (std::size_t t = 0; t < tokens; ++t, values += stride) {
+      const std::size_t at = d.p->to[token + t];
       float* const out = d.p->y.row(at) + row;
       if (const float factor = (Gate ? d.p->gate : d.p->w)->factor(); factor != 1.0f)
         for (std::size_t i = 0; i < rows; ++i) values[i] *= factor;
@@ -163,9 +160,11 @@ struct destination {
   template <bool Gate>
   void run(const panel_matrix& w, const operand& x, std::size_t begin, std::size_t end) const noexcept {
     const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all() && p->w->factor() == 1.0f && p->plus == nullptr;
-    const kernel::finish_function finish_tile = x.parts() == 2 ? &destination::finish<Gate, 2> : plain ? nullptr : &destination::finish<Gate, 1>;
-    const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.columns(), p->y.data, p->y.stride, finish_tile, this};
-    x.exact() ? w.products().exact(a) : w.products().int8(a);
+    const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.tokens, p->y.data, p->y.stride,
+                                  plain ? nullptr : &destination::finish<Gate>, this};
+    using enum kernel::activation_kind;
+    const kernel::products& kernels = w.products();
+    (x.kind == int8 ? kernels.int8 : x.kind == int16 ? kernels.int16 : kernels.exact)(a);
   }
 };
 
@@ -192,7 +191,7 @@ void multiply(std::span<const product> batch, workspace& space, E& executor, pre
     if (!works(p)) continue;
     for (const panel_matrix* w : {p.w, p.gate}) {
       if (w == nullptr) continue;
-      const detail::operand o{w, p.x, p.from.data(), p.tokens(), precision_for(*w, how), {}};
+      const detail::operand o{w, p.x, p.from.data(), p.tokens(), activations_for(*w, how), {}};
       if (operands.empty() || !operands.back().serves(o)) operands.push_back(o);
       taken.push_back(operands.size() - 1);
     }

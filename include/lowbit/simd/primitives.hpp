@@ -32,6 +32,12 @@ LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> loaded_now(batch<std::uint8_t, Ar
   return v;
 }
 
+/// A sum that is computed where the source has it: compilers make a tree of a row of sums, and run out of registers for its leaves.
+template <class Arch, class T>
+LOWBIT_ALWAYS_INLINE batch<T, Arch> in_order(batch<T, Arch> sum, requires_arch<xsimd::generic>) noexcept {
+  return sum;
+}
+
 // ---- dot4: per 32-bit lane, acc + the sum of four products of bytes -------------------------------------------------------------
 
 /// w holds 0 … 127, x holds -127 … 127. Every architecture returns the exact integer.
@@ -62,8 +68,7 @@ inline constexpr bool exact_u8s8 = false;
 template <class Arch>
 inline constexpr bool dots_by_pairs = false;
 
-/// Per 16-bit lane, acc + the sum of two products of bytes; w holds 0 … 127, x holds -127 … 127. Sums stay in the order of the source:
-/// compilers would gladly add up a tree instead, and run out of registers.
+/// Per 16-bit lane, acc + the sum of two products of bytes; w holds 0 … 127, x holds -127 … 127.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int16_t, Arch> dot2_u7s8(batch<std::int16_t, Arch> acc, batch<std::uint8_t, Arch> w, batch<std::int8_t, Arch> x,
                                                          requires_arch<xsimd::generic>) noexcept {

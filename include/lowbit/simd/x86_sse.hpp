@@ -14,6 +14,13 @@ LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> loaded_now(batch<std::uint8_t, Ar
   return r;
 }
 
+template <class Arch, class T>
+LOWBIT_ALWAYS_INLINE batch<T, Arch> in_order(batch<T, Arch> sum, requires_arch<xsimd::sse2>) noexcept {
+  __m128i s = sum;
+  asm("" : "+x"(s));
+  return s;
+}
+
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, batch<float, Arch> b,
                                                         requires_arch<xsimd::sse2>) noexcept {
@@ -80,9 +87,7 @@ inline constexpr bool dots_by_pairs<Arch> = true;
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int16_t, Arch> dot2_u7s8(batch<std::int16_t, Arch> acc, batch<std::uint8_t, Arch> w, batch<std::int8_t, Arch> x,
                                                          requires_arch<xsimd::ssse3>) noexcept {
-  __m128i sum = _mm_add_epi16(acc, _mm_maddubs_epi16(w, x));
-  asm("" : "+x"(sum));
-  return sum;
+  return _mm_add_epi16(acc, _mm_maddubs_epi16(w, x));
 }
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_u7s8(batch<std::int32_t, Arch> acc, batch<std::uint8_t, Arch> w,
