@@ -183,19 +183,26 @@ TEST_CASE("empty products are no work and touch nothing") {
 TEST_CASE("a zero or huge activation row stays finite where the mathematics is") {
   serial_executor serial;
   workspace space;
-  const packed_matrix w = test::random_blocks(spec_of<q4_k>, 16, 256, 1);
-  const panel_matrix panels = panel_matrix::from(w.view(), serial);
-  std::vector<float> x(256, 0.0f), y(16, 1.0f);
-  multiply({x.data(), 1, 256}, panels, {y.data(), 1, 16}, space);
-  for (const float v : y) CHECK(v == 0.0f);
-  std::fill(x.begin(), x.end(), 1e-42f);  // subnormal: 127 / max overflows to infinity unless guarded
-  multiply({x.data(), 1, 256}, panels, {y.data(), 1, 16}, space);
-  for (const float v : y) CHECK(std::isfinite(v));
-  for (const float bad : {std::nanf(""), INFINITY, -INFINITY})
-    for (const std::size_t at : {0u, 77u, 255u}) {
-      std::fill(x.begin(), x.end(), 1.0f);
-      x[at] = bad;
-      multiply({x.data(), 1, 256}, panels, {y.data(), 1, 16}, space);
-      for (const float v : y) CHECK(!std::isfinite(v));  // not silently a number
+  for (const format_spec* const s : {&spec_of<q4_k>, &spec_of<q4_0>, &spec_of<q6_k>, &spec_of<q8_0>, &spec_of<asymmetric<4, 128>>, &spec_of<asymmetric<8, 64>>, &spec_of<nf4>})
+    for (const precision how : {precision::int8, precision::int16, precision::exact}) {
+      CAPTURE(std::string(s->name));
+      CAPTURE(static_cast<int>(how));
+      const packed_matrix w = test::random_blocks(*s, 16, 256, 1);
+      const panel_matrix panels = panel_matrix::from(w.view(), serial);
+      std::vector<float> x(256, 0.0f), y(16, 1.0f);
+      const auto run = [&] { multiply({x.data(), 1, 256}, panels, {y.data(), 1, 16}, space, serial, how); };
+      run();
+      for (const float v : y) CHECK(v == 0.0f);
+      std::fill(x.begin(), x.end(), 1e-42f);  // subnormal: 127 / max overflows to infinity unless guarded
+      run();
+      for (const float v : y) CHECK(std::isfinite(v));
+      for (const float bad : {std::nanf(""), INFINITY, -INFINITY})
+        for (const std::size_t at : {0u, 77u, 255u}) {
+          std::fill(x.begin(), x.end(), 1.0f);
+          x[at] = bad;
+          if (at == 77) x[at + 1] = bad;
+          run();
+          for (const float v : y) CHECK(!std::isfinite(v));  // not silently a number
+        }
     }
 }

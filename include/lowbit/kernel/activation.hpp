@@ -129,16 +129,16 @@ void quantise_block(const panel_layout& p, const activation_buffers& out, const 
   const float levels = Kind == activation_kind::int16 ? static_cast<float>(p.largest_int16()) : 127.0f;
   const floats inverse(largest > smallest_activation ? levels / largest : 0.0f);
   out.scales[b * width + t] = largest / levels + xsimd::reduce_add(probes);
-  const int zero = shared_zero<Arch, Kind>(p);
+  const auto zero = static_cast<std::uint32_t>(shared_zero<Arch, Kind>(p));
   for (std::size_t j = 0; j < p.sub_blocks; ++j) {
     const std::size_t from = begin + j * p.sub_block;
     const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;
-    std::int32_t sum = 0;
+    std::uint32_t sum = 0;  // codes of a NaN may be any numbers
     std::size_t k = from;
     std::int32_t* word = out.words + ((b * p.block_steps() + j * p.sub_steps) * width + t) * words;
     for (std::size_t step = 0; step < p.sub_steps; step += n / step_weights, k += n) {
       const auto q = xsimd::nearbyint_as_int(floats(load(k, stop) * inverse));
-      sum += xsimd::reduce_add(q);
+      sum += static_cast<std::uint32_t>(xsimd::reduce_add(q));
       if constexpr (Kind == activation_kind::int16) {
         alignas(64) std::int32_t wide[n];
         q.store_aligned(wide);
@@ -151,8 +151,8 @@ void quantise_block(const panel_layout& p, const activation_buffers& out, const 
           std::memcpy(word, narrow + i * step_weights, step_weights);
       }
     }
-    out.sums[(b * p.sub_blocks + j) * width + t] = sum;
-    out.starts[(b * p.sub_blocks + j) * width + t] = -zero * sum;
+    out.sums[(b * p.sub_blocks + j) * width + t] = static_cast<std::int32_t>(sum);
+    out.starts[(b * p.sub_blocks + j) * width + t] = static_cast<std::int32_t>(0u - zero * sum);
   }
   for (std::size_t j = 0; j < p.sum_pairs(); ++j) {
     int low, high;
