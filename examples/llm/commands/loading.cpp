@@ -96,8 +96,7 @@ lowbit::result<weight_source> quantised_source(const std::string& format, thread
 }
 
 lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name) {
-  const lowbit::format_spec* none = nullptr;
-  if (name.empty()) return none;
+  if (name.empty()) return &lowbit::spec_of<lowbit::f32>;
   const auto format = format_named(name);
   if (!format) return format.error();
   const lowbit::format_spec& s = lowbit::spec_of_id(*format);

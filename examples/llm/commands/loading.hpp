@@ -33,7 +33,7 @@ lowbit::result<weight_source> quantised_source(const std::string& format, thread
 
 /// Adds --activations.
 void add_activations(CLI::App& command, lowbit::precision& how);
-/// The format that --kv-format names; null for an empty name. Fails for an unknown format, and for one that a cache cannot hold.
+/// The format that --kv-format names; float32 for an empty name. Fails for an unknown format, and for one that a cache cannot hold.
 lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name);
 /// What --adapter says of itself.
 inline constexpr const char* adapter_help = "An adapter to run beside the weights: a folder of PEFT's, or a GGUF adapter; several add up";

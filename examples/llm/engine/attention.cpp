@@ -1,7 +1,6 @@
 #include "attention.hpp"
 
 #include "elementwise.hpp"
-#include "machines.hpp"
 
 #include <algorithm>
 #include <cstdint>
@@ -11,7 +10,21 @@
 namespace llm {
 namespace {
 
-constexpr std::size_t lanes = kv_cache::lanes;
+// Before a loop: it is compiled for several instruction sets, and the program picks one when it starts.
+#if defined(__x86_64__)
+#define LLM_FOR_EACH_MACHINE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define LLM_FOR_EACH_MACHINE
+#endif
+
+// Of 256 bits: compilers take larger vectors apart through memory where there are no larger registers.
+using vector = float __attribute__((vector_size(32)));
+using integers = std::int32_t __attribute__((vector_size(32)));
+constexpr std::size_t lanes = 8;
+
+// By reference: how a vector is passed by value depends on the instruction set.
+inline __attribute__((always_inline)) void load(const float* from, vector& v) { std::memcpy(&v, from, sizeof v); }
+inline __attribute__((always_inline)) void store(const vector& v, float* to) { std::memcpy(to, &v, sizeof v); }
 
 // x = 2^x for -126 <= x <= 126, to about 2e-7: 2^round(x) by its exponent bits, the rest by its series.
 inline __attribute__((always_inline)) void exp2_in_place(vector& x) {
@@ -62,10 +75,10 @@ void causal_softmax(float* x, std::size_t visible) {
 
 void attention::run(std::size_t begin, std::size_t end) const {
   const std::size_t group = config.heads / config.kv_heads, head_dim = config.head_dim, row_count = queries.rows() * group;
-  const std::size_t rows = cache.rows_at_once(), first = cache.size();
-  const std::size_t out_stride = lowbit::round_up(head_dim, lanes), score_stride = lowbit::round_up(first + queries.rows(), lanes);
+  const std::size_t rows = kv_cache::rows_at_once, first = cache.size();
+  const std::size_t score_stride = lowbit::round_up(first + queries.rows(), lanes);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  std::vector<float> query(rows * head_dim), scores(rows * score_stride), mixed(rows * out_stride);
+  std::vector<float> query(rows * head_dim), scores(rows * score_stride), mixed(rows * head_dim);
   kv_cache::scratch space;
   for (std::size_t task = begin; task < end; ++task) {
     const std::size_t kv_head = task / tasks_per_head(), row0 = task % tasks_per_head() * rows, count = std::min(rows, row_count - row0);
@@ -81,8 +94,8 @@ void attention::run(std::size_t begin, std::size_t end) const {
       causal_softmax(row, visible);
       std::fill(row + std::min(lowbit::round_up(visible, lanes), seen), row + seen, 0.0f);
     }
-    cache.mix(layer, kv_head, {scores.data(), count, score_stride}, seen, {mixed.data(), count, out_stride}, space);
-    for (std::size_t r = 0; r < count; ++r) std::memcpy(out.row(token(r)) + offset(r), &mixed[r * out_stride], head_dim * sizeof(float));
+    cache.mix(layer, kv_head, {scores.data(), count, score_stride}, seen, {mixed.data(), count, head_dim}, space);
+    for (std::size_t r = 0; r < count; ++r) std::memcpy(out.row(token(r)) + offset(r), &mixed[r * head_dim], head_dim * sizeof(float));
   }
 }
 

@@ -16,9 +16,9 @@ struct attention {
   std::size_t layer;
   matrix& out;             ///< of the queries' shape
 
-  /// A row is one token's query in one of the heads that share keys; as many as suit the cache are worked on together.
+  /// A row is one token's query in one of the heads that share keys; kv_cache::rows_at_once are worked on together.
   [[nodiscard]] std::size_t tasks_per_head() const noexcept {
-    return lowbit::ceil_div(queries.rows() * (config.heads / config.kv_heads), cache.rows_at_once());
+    return lowbit::ceil_div(queries.rows() * (config.heads / config.kv_heads), kv_cache::rows_at_once);
   }
   /// Computes tasks [begin, end) of kv_heads * tasks_per_head().
   void run(std::size_t begin, std::size_t end) const;

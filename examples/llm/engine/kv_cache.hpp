@@ -1,8 +1,5 @@
-// The keys and values of past tokens, by layer and head: what attention looks back on, as floats or in any block format.
-//
-// Floats are laid out for vectors of 16: keys are [head_dim, position], so that 16 positions are scored at once, values are
-// [position, head_dim], so that 16 elements are mixed at once; both padded with zeros to whole vectors. Quantised keys are panels,
-// quantised values rows of blocks (lowbit/quantise/growing.hpp).
+// The keys and values of past tokens, by layer and head: what attention looks back on, as floats or in any block format. Keys are panels, values
+// rows of blocks (lowbit/quantise/growing.hpp), so that scores and weighted sums are the library's products.
 #pragma once
 
 #include "config.hpp"
@@ -18,13 +15,13 @@ namespace llm {
 
 /// How a cache holds its numbers.
 struct kv_storage {
-  const lowbit::format_spec* format = nullptr;  ///< null: floats. Expects a format of planes that can be written
+  const lowbit::format_spec* format = &lowbit::spec_of<lowbit::f32>;  ///< expects a format of planes that can be written
   lowbit::precision precision = lowbit::precision::int8;  ///< of queries, where keys are quantised
 };
 
 class kv_cache {
  public:
-  static constexpr std::size_t lanes = 16;
+  static constexpr std::size_t rows_at_once = 32;  ///< queries that are best worked on together
 
   /// Room for `positions` tokens.
   kv_cache(const model_config& c, std::size_t positions, kv_storage storage = {});
@@ -41,31 +38,27 @@ class kv_cache {
   [[nodiscard]] std::size_t capacity() const noexcept { return capacity_; }
   /// Bytes that keys and values take.
   [[nodiscard]] std::size_t size_bytes() const noexcept;
-  /// How many queries are best worked on together.
-  [[nodiscard]] std::size_t rows_at_once() const noexcept { return storage_.format == nullptr ? 4 : 32; }
 
   /// Memory that the two below reuse; one for each thread.
   struct scratch {
     lowbit::workspace products;
     lowbit::transposed_workspace sums;
   };
-  /// scores[r, p] = query r · key p, for positions below `seen`. Expects memory for rows_at_once() queries and scores, however many rows
-  /// there are, and a stride for whole vectors of scores.
+  /// scores[r, p] = query r · key p, for positions below `seen`.
   void score(std::size_t layer, std::size_t head, lowbit::matrix_view<const float> queries, std::size_t seen, lowbit::matrix_view<float> scores,
              scratch& space) const;
-  /// out[r, :] = Σ over positions below `seen` of weights[r, p] value p. Expects the same of weights and out.
+  /// out[r, :] = Σ over positions below `seen` of weights[r, p] value p.
   void mix(std::size_t layer, std::size_t head, lowbit::matrix_view<const float> weights, std::size_t seen, lowbit::matrix_view<float> out,
            scratch& space) const;
 
  private:
   [[nodiscard]] std::size_t place(std::size_t layer, std::size_t head) const noexcept { return layer * heads_ + head; }
 
-  std::size_t layers_, heads_, head_dim_, capacity_, key_stride_, value_stride_, size_ = 0;
+  std::size_t layers_, heads_, head_dim_, capacity_, size_ = 0;
   kv_storage storage_;
   bool finite_ = true;
-  std::vector<float> keys_, values_;                       // floats
-  std::vector<lowbit::growing_panels> key_panels_;         // or one for each head
-  std::vector<lowbit::growing_rows> value_rows_;
+  std::vector<lowbit::growing_panels> keys_;  // one for each layer and head
+  std::vector<lowbit::growing_rows> values_;
 };
 
 }  // namespace llm

@@ -25,7 +25,7 @@ struct llama {
 class session {
  public:
   session(const llama& model, std::size_t positions, thread_pool& threads, lowbit::precision precision,
-          const lowbit::format_spec* kv_format = nullptr)
+          const lowbit::format_spec* kv_format = &lowbit::spec_of<lowbit::f32>)
       : model_(model), cache_(model.config, positions, {kv_format, precision}), steps_(model.config, threads, precision) {}
 
   /// Appends tokens to the sequence. Returns the logits [wanted, vocabulary] of the last `wanted` of them, until the next call.
