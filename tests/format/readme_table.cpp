@@ -15,15 +15,21 @@ namespace {
 std::string row_of(const format_spec& stored) {
   const format_spec& s = stored.planes();
   const auto layout = kernel::layout_of(s);
-  std::string levels = s.is_float() ? "float" : s.values.present() ? "table of " + std::to_string(s.values.size) : std::to_string(s.codes.bits()) + "-bit codes";
+  std::string levels = s.is_float()            ? "float"
+                       : s.values.present() ? "table of " + std::to_string(s.values.size)
+                                            : std::to_string(s.codes.bits()) + "-bit codes";
   if (stored.is_recoded()) levels += stored.is_writable() ? ", in base 3" : ", points of a lattice";
-  std::string scales = s.is_float() ? "none" : s.sub_number != number::none ? "per " + std::to_string(s.sub) : s.sub != 0 ? "two levels, per " + std::to_string(s.sub) + " and " + std::to_string(s.block) : "per " + std::to_string(s.block);
+  std::string scales = s.is_float()                      ? "none"
+                       : s.sub_number != number::none ? "per " + std::to_string(s.sub)
+                       : s.sub != 0                   ? "two levels, per " + std::to_string(s.sub) + " and " + std::to_string(s.block)
+                                                      : "per " + std::to_string(s.block);
   if (s.minimum.present()) scales += ", minimum";
   if (s.zero_point.present()) scales += ", zero-point";
   char bits[32], panel[32];
   std::snprintf(bits, sizeof bits, "%.4g", stored.bits_per_weight());
   std::snprintf(panel, sizeof panel, "%.4g", static_cast<double>(layout.panel_bytes(4096)) * 8 / (16 * 4096));
-  return "| " + std::string(stored.name) + " | " + levels + " | " + scales + " | " + bits + " | " + panel + " | " + (layout.shape.has_int8() ? "int8, exact" : "exact") + " |";
+  const std::string products = layout.shape.has_int16() ? "int8, int16, exact" : layout.shape.has_int8() ? "int8, exact" : "exact";
+  return "| " + std::string(stored.name) + " | " + levels + " | " + scales + " | " + bits + " | " + panel + " | " + products + " |";
 }
 }  // namespace
 

@@ -35,6 +35,7 @@ const matrix& walk::inputs_of(input_group g, const layer_weights& w, const matri
     case input_group::attention: return steps_.normalise(x, w.attention_norm);
     case input_group::attention_output:
       steps_.place(0, x.rows());
+      cache_.clear();  // each sequence is on its own
       return steps_.attend(steps_.normalise(x, w.attention_norm), w, cache_, 0);
     case input_group::mlp: return steps_.normalise(x, w.mlp_norm);
     case input_group::mlp_output: break;
