@@ -1,6 +1,6 @@
-// Quantising whole rows: rows quantise/format/arch/MxK/0/1, and quantise_importance/… where importance changes the work. `of_roof` is the
-// share of the read bandwidth that reading the floats takes. GGUF's types run the row kernels of each unit; the others run round to nearest
-// as a user calls it, on the best unit.
+// Quantising whole rows: rows quantise/format/arch/MxK/0/1, and quantise_importance/… where importance changes the work, run the row
+// kernels of each unit; quantise_matrix/… is round to nearest as a user calls it, on the best unit, with the memory that it takes and the
+// search for weights that are not finite. `of_roof` is the share of the read bandwidth that reading the floats takes.
 #include "roofs.hpp"
 #include "workload.hpp"
 
@@ -28,13 +28,16 @@ void count(benchmark::State& state) {
   state.SetLabel(label);
 }
 
+bool as_ggml(const format_spec& s, bool importance) { return s.gguf >= 0 && !s.is_float() && kernel::can_quantise_as_ggml(s, importance); }
+bool by_rows(const format_spec& s, bool importance) { return as_ggml(s, importance) || (!importance && s.gguf < 0 && kernel::can_quantise_by_range(s)); }
+
 void quantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, bool importance) {
   const std::vector<float> weights = bench::normal_floats(rows * cols, 0.05f, 1);
   std::vector<float> channels(weights.begin(), weights.begin() + cols);
   for (float& v : channels) v = v * v + 1e-6f;
   packed_matrix out(s, rows, cols);
   for (auto _ : state) {
-    unit.quantise_rows({&s, weights.data(), cols, cols, 0, rows, importance ? channels.data() : nullptr, out.bytes().data()});
+    unit.quantise_rows({&s, weights.data(), cols, cols, 0, rows, importance ? channels.data() : nullptr, out.bytes().data(), as_ggml(s, importance)});
     benchmark::ClobberMemory();
   }
   count(state);
@@ -63,13 +66,13 @@ const bool registered = [] {
     const kernel::unit& unit = *u.kernels;
     for (const format_spec* s : all_formats::specs)
       for (const bool importance : {false, true}) {
-        if (!kernel::can_quantise_rows(*s, importance)) continue;
+        if (!by_rows(*s, importance)) continue;
         add(row_name(importance ? "quantise_importance" : "quantise", *s, u.name), [=, &unit](benchmark::State& st) { quantise_row(st, unit, *s, importance); });
       }
   }
   for (const format_spec* s : all_formats::specs)
-    if (s->is_writable() && !kernel::can_quantise_rows(*s, false))
-      add(row_name("quantise", *s, best), [id = *find_format(s->name)](benchmark::State& st) { quantise_matrix(st, id); });
+    if (s->is_writable())
+      add(row_name("quantise_matrix", *s, best), [id = *find_format(s->name)](benchmark::State& st) { quantise_matrix(st, id); });
   return true;
 }();
 

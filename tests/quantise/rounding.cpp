@@ -6,6 +6,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 using namespace lowbit;
@@ -58,6 +60,33 @@ TEST_CASE("codes and values of many weights are those of each") {
     }
   }
   CHECK(compared > 500);
+}
+
+TEST_CASE("ggml's rules are truncation and the standard library's round") {
+  std::vector<float> x = hard_weights(512, 11);
+  for (int i = -300; i <= 300; ++i)
+    for (const float half : {0.0f, 0.5f})
+      for (const float toward : {-1e9f, 1e9f}) {
+        x.push_back(static_cast<float>(i) + half);
+        x.push_back(std::nextafter(static_cast<float>(i) + half, toward));
+      }
+  std::vector<std::uint8_t> codes(x.size());
+  for (const auto& u : kernel::linked_units()) {
+    if (!u.available) continue;
+    CAPTURE(std::string(u.name));
+    kernel::grid_map map{1, 0, 0.25f, 0, 8.5f};
+    std::vector<float> within = x;  // levels that the rule is for: those of a block's own weights
+    for (float& v : within) v = std::clamp(v, -32.0f, 32.0f);
+    u.kernels->round_weights({&q4_0::spec, within.data(), x.size(), &map, false, codes.data(), nullptr, kernel::rounding_rule::half_up});
+    for (std::size_t i = 0; i < x.size(); ++i) CHECK(static_cast<int>(codes[i]) == std::min(15, static_cast<int>(within[i] * 0.25f + 8.5f)));
+    map = {1, 0, 1, 0, 0};
+    for (float& v : within) v = std::clamp(v * 4, -127.0f, 127.0f);
+    u.kernels->round_weights({&q8_0::spec, within.data(), x.size(), &map, false, codes.data(), nullptr, kernel::rounding_rule::away});
+    for (std::size_t i = 0; i < x.size(); ++i) CHECK(codes[i] == static_cast<std::uint8_t>(static_cast<int>(std::round(within[i]))));
+    for (float& v : within) v = std::clamp(v / 64, -1.0f, 1.0f);
+    u.kernels->round_weights({&q2_0::spec, within.data(), x.size(), &map, false, codes.data(), nullptr, kernel::rounding_rule::away});
+    for (std::size_t i = 0; i < x.size(); ++i) CHECK(static_cast<int>(codes[i]) == static_cast<int>(std::round(within[i])) + 1);
+  }
 }
 
 TEST_CASE("ranges are the least and the largest weight, for any number of them") {

@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <random>
 
 #include "../executors.hpp"
@@ -20,6 +21,23 @@ struct block_by_block {
     return Fit::fit(s, x, n, about, f);
   }
 };
+// What the library's lists do not have: odd groups, one larger than what is packed at once, minima, scales of other types.
+struct u4_g24 { static constexpr format_spec spec = uniform({.bits = 4, .group = 24}); };
+struct s3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40, .symmetric = true}); };
+struct u2_g20 { static constexpr format_spec spec = uniform({.bits = 2, .group = 20, .scale = number::f32}); };
+struct s8_g2504 { static constexpr format_spec spec = uniform({.bits = 8, .group = 2504, .symmetric = true, .scale = number::bf16}); };
+struct m4_g32 {
+  static constexpr format_spec spec{.name = "m4_g32", .block = 32, .bytes = 22, .codes = {{plane{4, 0, byte(0), {{32}, {4}}}}},
+                                    .scale = {number::f32, 16}, .minimum = {number::bf16, 20}};
+};
+struct like_q5_1 {  // q5_1's bits, but not ggml's way of choosing them
+  static constexpr format_spec spec = [] {
+    format_spec s = q5_1::spec;
+    s.gguf = -1;
+    return s;
+  }();
+};
+using by_range = detail::concat<all_formats, format_list<u4_g24, s3_g40, u2_g20, s8_g2504, m4_g32, like_q5_1>>::type;
 using two_threads = backwards_executor<2>;
 bool same(const packed_matrix& a, const packed_matrix& b) { return std::equal(a.bytes().begin(), a.bytes().end(), b.bytes().begin(), b.bytes().end()); }
 }  // namespace
@@ -33,7 +51,7 @@ TEST_CASE("every unit's rows are the blocks' bytes, with importance and without"
     for_each_format(gguf_formats{}, [&]<class F>() {
       constexpr const format_spec& s = spec_of<F>;
       for (const bool with : {false, true}) {
-        if (!kernel::can_quantise_rows(s, with)) continue;
+        if (!kernel::can_quantise_as_ggml(s, with)) continue;
         CAPTURE(std::string(s.name));
         CAPTURE(with);
         CAPTURE(cols);
@@ -42,7 +60,7 @@ TEST_CASE("every unit's rows are the blocks' bytes, with importance and without"
         for (const auto& u : kernel::linked_units()) {
           if (!u.available) continue;
           packed_matrix out(s, rows, cols);
-          const kernel::quantise_args all{&s, x.data(), cols, cols, 0, rows, with ? importance.data() : nullptr, out.bytes().data()};
+          const kernel::quantise_args all{&s, x.data(), cols, cols, 0, rows, with ? importance.data() : nullptr, out.bytes().data(), true};
           CHECK(u.kernels->quantise_rows(all));
           CHECK_MESSAGE(same(out, expected.weights), std::string(u.name));
           ++compared;
@@ -51,6 +69,81 @@ TEST_CASE("every unit's rows are the blocks' bytes, with importance and without"
     });
   }
   CHECK(compared >= 3 * 18);
+}
+
+TEST_CASE("every unit's rows by range are the blocks' bytes") {
+  std::size_t compared = 0;
+  for (const std::size_t cols : {std::size_t{5200}, std::size_t{608}, std::size_t{41}, std::size_t{3}}) {
+    const std::size_t rows = cols > 5000 ? 2 : 5, stride = cols + 3;
+    const auto x = hard_weights(round_up(rows * stride, 256), static_cast<std::uint32_t>(cols));
+    const matrix_view<const float> w(x.data(), rows, cols, stride);
+    for_each_format(by_range{}, [&]<class F>() {
+      constexpr const format_spec& s = spec_of<F>;
+      if (!kernel::can_quantise_by_range(s)) return;
+      CAPTURE(std::string(s.name));
+      CAPTURE(cols);
+      const auto expected = *quantiser<F, block_by_block<minmax>>::quantise(w);
+      CHECK(same(quantiser<F, minmax>::quantise(w, uncalibrated(), two_threads())->weights, expected.weights));
+      for (const auto& u : kernel::linked_units()) {
+        if (!u.available) continue;
+        packed_matrix out(s, rows, cols);
+        std::memset(out.bytes().data(), 0xa5, out.bytes().size());
+        CHECK(u.kernels->quantise_rows({&s, x.data(), stride, cols, 0, rows, nullptr, out.bytes().data(), false}));
+        CHECK_MESSAGE(same(out, expected.weights), std::string(u.name));
+        ++compared;
+      }
+    });
+  }
+  CHECK(compared >= 4 * 60);
+}
+
+TEST_CASE("of equal extremes ggml takes the first, and the sign of the first zero that is the least") {
+  const auto check = [&]<class F>(std::vector<float> x, auto scale_bits, auto minimum_bits) {
+    x.resize(64, 0.125f);  // the second block tells rows from their neighbours
+    const auto q = rtn<F>::quantise(matrix_view<const float>(x.data(), 1, x.size()));
+    block_parts<F> p;
+    ggml_quantise_block<F>(x.data(), p);
+    CHECK(p.scale == scale_bits);
+    CHECK(p.minimum == minimum_bits);
+    read_block<F>(q->weights.row(0), p);
+    CHECK(p.scale == scale_bits);
+    CHECK(p.minimum == minimum_bits);
+  };
+  std::vector<float> x(32, 0.5f);
+  x[3] = 8;
+  x[9] = -8;
+  check.template operator()<q4_0>(x, to_f16(-1.0f).bits, 0);
+  check.template operator()<q5_0>(x, to_f16(-0.5f).bits, 0);
+  std::swap(x[3], x[9]);
+  check.template operator()<q4_0>(x, to_f16(1.0f).bits, 0);
+  check.template operator()<q8_0>(x, to_f16(8.0f / 127).bits, 0);
+  std::fill(x.begin(), x.end(), 0.5f);
+  x[0] = 15;
+  x[7] = -0.0f;
+  x[8] = 0.0f;
+  check.template operator()<q4_1>(x, to_f16(1.0f).bits, 0x8000);
+  std::swap(x[7], x[8]);
+  check.template operator()<q4_1>(x, to_f16(1.0f).bits, 0);
+  std::fill(x.begin(), x.end(), 0.0f);
+  check.template operator()<q4_0>(x, 0x8000, 0);  // 0 / -8
+  check.template operator()<q8_0>(x, 0, 0);
+}
+
+TEST_CASE("plain floats are narrowed to nearest") {
+  const auto x = hard_weights(512, 8);
+  const matrix_view<const float> w(x.data(), 3, 157, 160);
+  const auto check = [&]<class F>(auto&& narrowed) {
+    const auto q = rtn<F>::quantise(w);
+    for (std::size_t r = 0; r < w.rows; ++r)
+      for (std::size_t c = 0; c < w.cols; ++c) {
+        decltype(narrowed(0.0f)) stored;
+        std::memcpy(&stored, q->weights.row(r) + c * sizeof stored, sizeof stored);
+        CHECK(stored == narrowed(w(r, c)));
+      }
+  };
+  check.template operator()<f32>([](float v) { return v; });
+  check.template operator()<float16>([](float v) { return to_f16(v).bits; });
+  check.template operator()<bfloat16>([](float v) { return to_bf16(v).bits; });
 }
 
 TEST_CASE("no product that feeds a sum is fused with it, in any of thousands of blocks") {
@@ -68,7 +161,7 @@ TEST_CASE("no product that feeds a sum is fused with it, in any of thousands of 
     for (const auto& u : kernel::linked_units()) {
       if (!u.available) continue;
       packed_matrix out(spec_of<F>, rows, cols);
-      CHECK(u.kernels->quantise_rows({&spec_of<F>, x.data(), cols, cols, 0, rows, with ? importance.data() : nullptr, out.bytes().data()}));
+      CHECK(u.kernels->quantise_rows({&spec_of<F>, x.data(), cols, cols, 0, rows, with ? importance.data() : nullptr, out.bytes().data(), true}));
       CHECK_MESSAGE(same(out, expected.weights), (std::string(u.name) + (with ? " with importance" : "")));
     }
   };

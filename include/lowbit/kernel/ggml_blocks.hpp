@@ -1,5 +1,6 @@
 // ggml's quantisers of whole blocks (ggml-quants.c: quantize_row_*_ref without importance, quantize_row_*_impl with it), for as many
-// blocks as V has lanes. Two types without a lane form (nvfp4, q1_0) are in quantise/ggml_reference.hpp.
+// blocks as V has lanes: the types whose scales are searched for. The others are in kernel/range_fit.hpp, and two without a form for
+// many blocks (nvfp4, q1_0) in quantise/ggml_reference.hpp.
 //
 // With importance: weights w = importance * sqrt(sigma² + x²), sigma² the mean of x² over the block (k-quants: doubled but for q2_k) or
 // over the row (q4_0 … q5_1); q6_k takes the importance as it is.
@@ -190,58 +191,6 @@ void quantise_weighted(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept
   }
 }
 
-/// A whole number as ggml converts one to an int: what does not fit (blocks whose scale is subnormal have an infinite inverse) becomes
-/// INT_MIN on x86, whose low bits, all that is stored, are zero.
-template <class V>
-LOWBIT_ALWAYS_INLINE V as_int(const V& whole) noexcept {
-  return select(magnitude(whole) < V(2147483648.0f), whole, V(0.0f));
-}
-template <class V>
-LOWBIT_ALWAYS_INLINE V inverse_or_zero(const V& d) noexcept {
-  return select(d == V(0.0f), V(0.0f), V(1.0f) / d);
-}
-
-/// q4_0, q5_0: the largest value on the lowest code; codes by truncation of x / d + half the range + 0.5, d as yet unrounded.
-template <block_format F, class V>
-void quantise_symmetric(const V* x, lane_blocks<F, V>& b) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  constexpr float zero = static_cast<float>(s.codes.zero);
-  const V d = largest(x, s.block) / V(-zero), inverse = inverse_or_zero(d);
-  b.scale = rounded_f16(d);
-  for (std::size_t i = 0; i < s.block; ++i)
-    b.codes[i] = lesser(as_int(truncated(rounded_product(x[i], inverse) + V(zero + 0.5f))), V(2 * zero - 1));
-}
-
-/// q4_1, q5_1: the whole range.
-template <block_format F, class V>
-void quantise_range(const V* x, lane_blocks<F, V>& b) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  constexpr float top = static_cast<float>(s.levels() - 1);
-  V low = x[0], high = x[0];
-  for (std::size_t i = 1; i < s.block; ++i) {
-    low = lesser(x[i], low);
-    high = greater(x[i], high);
-  }
-  const V d = (high - low) / V(top), inverse = inverse_or_zero(d);
-  b.scale = rounded_f16(d);
-  b.minimum = rounded_f16(low);
-  for (std::size_t i = 0; i < s.block; ++i)
-    b.codes[i] = lesser(as_int(truncated(rounded_product(x[i] - low, inverse) + V(0.5f))), V(top));
-}
-
-/// q8_0, tq2_0 and q2_0: the largest magnitude on the highest code, halves away from zero.
-template <block_format F, class V>
-void quantise_absmax(const V* x, lane_blocks<F, V>& b) noexcept {
-  constexpr const format_spec& s = spec_of<F>;
-  const V d = magnitude(largest(x, s.block)) / V(static_cast<float>(s.codes.is_signed ? s.codes.highest() : 1)), inverse = inverse_or_zero(d);
-  b.scale = rounded_f16(d);
-  for (std::size_t i = 0; i < s.block; ++i) {
-    const V level = as_int(nearest_away(rounded_product(x[i], inverse)));
-    if constexpr (s.codes.is_signed) b.codes[i] = select(level < V(0.0f), level + V(static_cast<float>(1u << s.codes.bits())), level);
-    else b.codes[i] = level + V(static_cast<float>(s.codes.zero));
-  }
-}
-
 /// The code of a table whose value, times d, is nearest to x: the first of equals.
 template <class V>
 LOWBIT_ALWAYS_INLINE V nearest_by_scan(const codebook& table, const V& d, const V& x) noexcept {
@@ -275,21 +224,18 @@ inline constexpr bool weighted = one_of<F, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q
 template <block_format F>
 inline constexpr bool searched = weighted<F> && !one_of<F, q4_0, q4_1, q5_0, q5_1>;
 
-/// Whether blocks of a type can be quantised here without importance.
+/// Whether blocks of a type are quantised here, with importance or without. (The others' codes follow from their range alone:
+/// kernel/range_fit.hpp.)
 template <block_format F>
-inline constexpr bool in_lanes = weighted<F> || one_of<F, q8_0, tq2_0, q2_0, mxfp4>;
+inline constexpr bool in_lanes = weighted<F> || one_of<F, mxfp4>;
 
-/// Quantises blocks.
+/// Quantises blocks. Types that need no search without importance expect some.
 template <block_format F, class V>
   requires in_lanes<F>
 void quantise_lanes(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
-  if constexpr (one_of<F, q8_0, tq2_0, q2_0>) quantise_absmax(in.x, b);
-  else if constexpr (one_of<F, mxfp4>) quantise_power(in.x, b);
-  else if constexpr (!searched<F>) {
-    if (in.importance != nullptr) quantise_weighted(in, b);
-    else if constexpr (spec_of<F>.minimum.present()) quantise_range(in.x, b);
-    else quantise_symmetric(in.x, b);
-  } else if constexpr (one_of<F, iq4_nl, iq4_xs>) quantise_table(in, b);
+  if constexpr (one_of<F, mxfp4>) quantise_power(in.x, b);
+  else if constexpr (!searched<F>) quantise_weighted(in, b);
+  else if constexpr (one_of<F, iq4_nl, iq4_xs>) quantise_table(in, b);
   else if constexpr (one_of<F, q3_k, q6_k>) quantise_k_symmetric(in, b);
   else if (in.importance != nullptr) quantise_k_minimum(in, b, {-0.9f, 0.05f, 36, false});
   else quantise_k_minimum(in, b, {one_of<F, q4_k> ? -1.0f : -0.5f, 0.1f, one_of<F, q4_k> ? 20 : 15, one_of<F, q2_k>});

@@ -25,11 +25,6 @@ LOWBIT_ALWAYS_INLINE V nearest_between(const V& v, float low, float high) noexce
   return lesser(greater(nearest(v), V(low)), V(high));
 }
 
-template <class V>
-LOWBIT_ALWAYS_INLINE V negated(const V& v) noexcept {
-  return v * V(-1.0f);
-}
-
 /// The first element of the largest magnitude, with its sign.
 template <class V>
 LOWBIT_ALWAYS_INLINE V largest(const V* x, std::size_t n) noexcept {

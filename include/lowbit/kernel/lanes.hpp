@@ -130,12 +130,6 @@ LOWBIT_ALWAYS_INLINE V nearest_small(const V& a) noexcept {
   return (a + V(12582912.0f)) - V(12582912.0f);
 }
 
-/// Towards zero, to a whole number.
-template <class Arch, std::size_t K>
-LOWBIT_ALWAYS_INLINE lane_floats<Arch, K> truncated(const lane_floats<Arch, K>& a) noexcept {
-  return lane_floats<Arch, K>::of([&](std::size_t k) LOWBIT_INLINE_LAMBDA { return xsimd::trunc(a.part[k]); });
-}
-LOWBIT_ALWAYS_INLINE float truncated(float a) noexcept { return std::trunc(a); }
 LOWBIT_ALWAYS_INLINE float select(bool m, float a, float b) noexcept { return m ? a : b; }
 LOWBIT_ALWAYS_INLINE bool any(bool m) noexcept { return m; }
 LOWBIT_ALWAYS_INLINE float lesser(float a, float b) noexcept { return a < b ? a : b; }
@@ -147,11 +141,9 @@ LOWBIT_ALWAYS_INLINE float nearest(float a) noexcept {
 }
 using lowbit::rounded_product;
 
-/// To the nearest whole number, halves away from zero.
 template <class V>
-LOWBIT_ALWAYS_INLINE V nearest_away(const V& a) noexcept {
-  const V whole = truncated(a);
-  return select(magnitude(a - whole) < V(0.5f), whole, whole + select(a < V(0.0f), V(-1.0f), V(1.0f)));
+LOWBIT_ALWAYS_INLINE V negated(const V& v) noexcept {
+  return v * V(-1.0f);
 }
 
 /// How many blocks a number holds.
@@ -201,9 +193,14 @@ LOWBIT_ALWAYS_INLINE V map_lanes(const V& v, F&& f) noexcept {
   return load_lanes<V>(lane);
 }
 /// What binary16 makes of it.
-template <class V>
-LOWBIT_ALWAYS_INLINE V rounded_f16(const V& v) noexcept {
-  return map_lanes(v, [](float l) LOWBIT_INLINE_LAMBDA { return to_float(to_f16(l)); });
+LOWBIT_ALWAYS_INLINE float rounded_f16(float v) noexcept { return to_float(to_f16(v)); }
+template <class Arch, std::size_t K>
+LOWBIT_ALWAYS_INLINE lane_floats<Arch, K> rounded_f16(const lane_floats<Arch, K>& v) noexcept {
+  return lane_floats<Arch, K>::of([&](std::size_t k) LOWBIT_INLINE_LAMBDA {
+    std::uint16_t half[simd::lanes<Arch>];
+    simd::store_f16<Arch>(half, v.part[k], Arch{});
+    return simd::load_f16<Arch>(half, Arch{});
+  });
 }
 
 /// A sorted table of 16 integers and where each of its upper halves begins, one level of halving after the other: a value is of the

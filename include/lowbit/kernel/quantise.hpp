@@ -1,24 +1,13 @@
 // Rows of floats to blocks of the exchange layout, many blocks at a time: what quantise/ calls for whole matrices.
 //
-// GGUF's types run one block a lane (kernel/lanes.hpp): blocks are transposed into lanes, fitted together, and their codes
-// transposed back. The bytes are those of the same source with one lane.
+// GGUF's searched types run one block a lane (kernel/lanes.hpp): blocks are transposed into lanes, fitted together, and their codes
+// transposed back. The bytes are those of the same source with one lane. What is only rounded is in kernel/nearest.hpp.
 #pragma once
 
-#include <lowbit/kernel/exchange.hpp>
 #include <lowbit/kernel/ggml_blocks.hpp>
+#include <lowbit/kernel/nearest.hpp>
 
 namespace lowbit::kernel {
-
-/// Rows [row_begin, row_end) of a [rows, cols] matrix of finite floats.
-struct quantise_args {
-  const format_spec* spec;
-  const float* x;
-  std::size_t stride;           ///< floats from one row to the next
-  std::size_t cols;
-  std::size_t row_begin, row_end;
-  const float* importance;      ///< [cols], usable in every sub-block; null: none
-  std::uint8_t* out;            ///< row 0 of the matrix of blocks
-};
 
 namespace detail {
 
@@ -168,7 +157,7 @@ bool quantise_blocks(const quantise_args& a) noexcept {
 template <block_format... F>
 struct lane_types {
   static constexpr bool has(const format_spec& s, bool importance) noexcept {
-    return ((s.gguf == spec_of<F>.gguf && (!importance || ggml::weighted<F>)) || ...);
+    return ((s.gguf == spec_of<F>.gguf && (importance ? ggml::weighted<F> : !ggml::unsearched(spec_of<F>))) || ...);
   }
   template <class Arch>
   static bool quantise(const quantise_args& a) noexcept {
@@ -177,20 +166,31 @@ struct lane_types {
     return numbers;
   }
 };
-using lane_formats = lane_types<q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, tq2_0, q2_0>;
+using lane_formats = lane_types<q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4>;
 
 }  // namespace detail
 
-/// Whether quantise_rows has this format, with or without importance.
-LOWBIT_ALWAYS_INLINE constexpr bool can_quantise_rows(const format_spec& s, bool importance) noexcept {
-  return detail::lane_formats::has(s, importance);
+/// Whether quantise_rows has a format as ggml quantises it, with or without importance. Expects one of GGUF's types.
+LOWBIT_ALWAYS_INLINE constexpr bool can_quantise_as_ggml(const format_spec& s, bool importance) noexcept {
+  return detail::lane_formats::has(s, importance) || (!importance && ggml::unsearched(s));
+}
+/// Whether it has one by its blocks' ranges: plain floats, and blocks with one scale.
+LOWBIT_ALWAYS_INLINE constexpr bool can_quantise_by_range(const format_spec& s) noexcept {
+  return !s.is_recoded() && !s.sub_scale.present() && !s.sub_minimum.present();
 }
 
-/// Quantises rows as ggml does. Returns whether all scales are numbers: with importance, weights above 1e18 can break a search. Expects
-/// can_quantise_rows.
+/// Quantises rows. Returns whether all scales are numbers: with importance, weights above 1e18 can break a search. Expects one of the
+/// two above.
 template <class Arch>
 bool quantise_rows(const quantise_args& a) noexcept {
-  return detail::lane_formats::quantise<Arch>(a);
+  if (a.spec->is_float()) {
+    detail::narrow_rows<Arch>(a);
+  } else if (!a.as_ggml || (a.importance == nullptr && ggml::unsearched(*a.spec))) {
+    detail::nearest_rows<Arch>(a).quantise();
+  } else {
+    return detail::lane_formats::quantise<Arch>(a);
+  }
+  return true;
 }
 
 }  // namespace lowbit::kernel

@@ -10,6 +10,14 @@ namespace lowbit::kernel {
 struct grid_map {
   float scale, offset, inverse;
   int zero_point;         ///< that is stored; 0 where none is
+  float bias = 0;         ///< rounding_rule::half_up adds it to the level
+};
+
+/// How a level becomes a code.
+enum class rounding_rule : std::uint8_t {
+  nearest,  ///< the nearest level, of two the even one; a codebook's by its bounds
+  half_up,  ///< level + bias towards zero, at most the highest code (ggml's q4_0 … q5_1)
+  away      ///< the nearest level, of two the one away from zero (ggml's q8_0 and its two-bit types)
 };
 
 /// Weights to be rounded. Codes and values are written where their pointers are not null.
@@ -20,31 +28,43 @@ struct rounding_args {
   const grid_map* maps;   ///< one for all weights, or with `each` one for each
   bool each;
   std::uint8_t* codes;
-  float* values;          ///< what a reader will see
+  float* values;          ///< what a reader will see; null for rules other than nearest
+  rounding_rule rule = rounding_rule::nearest;
 };
+
+namespace detail {
+
+/// The least and the largest of some weights, lane by lane: of n registers, then of what is left in `rest` (null: nothing).
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void range_lanes(const float* x, std::size_t registers, const float* rest, simd::batch<float, Arch>& lows,
+                                      simd::batch<float, Arch>& highs) noexcept {
+  using floats = simd::batch<float, Arch>;
+  lows = highs = floats::load_unaligned(registers != 0 ? x : rest);
+  for (std::size_t i = 1; i < registers; ++i) {
+    const auto v = floats::load_unaligned(x + i * floats::size);
+    lows = xsimd::min(lows, v);
+    highs = xsimd::max(highs, v);
+  }
+  if (rest != nullptr) {
+    const auto v = floats::load_unaligned(rest);
+    lows = xsimd::min(lows, v);
+    highs = xsimd::max(highs, v);
+  }
+}
+
+}  // namespace detail
 
 /// The least and the largest of n > 0 finite weights; a zero without its sign.
 template <class Arch>
 void find_range(const float* x, std::size_t n, float* low, float* high) noexcept {
   using floats = simd::batch<float, Arch>;
-  float least = x[0], most = x[0];
-  std::size_t i = 0;
-  if (n >= floats::size) {
-    floats lows = floats::load_unaligned(x), highs = lows;
-    for (i = floats::size; i + floats::size <= n; i += floats::size) {
-      const auto v = floats::load_unaligned(x + i);
-      lows = xsimd::min(lows, v);
-      highs = xsimd::max(highs, v);
-    }
-    least = xsimd::reduce_min(lows);
-    most = xsimd::reduce_max(highs);
-  }
-  for (; i < n; ++i) {
-    least = x[i] < least ? x[i] : least;
-    most = x[i] > most ? x[i] : most;
-  }
-  *low = least + 0.0f;
-  *high = most + 0.0f;
+  alignas(64) float rest[floats::size];
+  const std::size_t whole = n / floats::size, left = n % floats::size;
+  for (std::size_t i = 0; left != 0 && i < floats::size; ++i) rest[i] = x[n - 1 - (i < left ? i : 0)];
+  floats lows, highs;
+  detail::range_lanes<Arch>(x, whole, left != 0 ? rest : nullptr, lows, highs);
+  *low = xsimd::reduce_min(lows) + 0.0f;
+  *high = xsimd::reduce_max(highs) + 0.0f;
 }
 
 /// Whether all of n numbers are finite.
@@ -67,28 +87,96 @@ namespace detail {
 template <class Arch>
 struct grid_lanes {
   using floats = simd::batch<float, Arch>;
-  floats scale, offset, inverse, zero_point;
+  floats scale, offset, inverse, zero_point, bias;
 
   LOWBIT_ALWAYS_INLINE explicit grid_lanes(const grid_map& m) noexcept
-      : scale(m.scale), offset(m.offset), inverse(m.inverse), zero_point(static_cast<float>(m.zero_point)) {}
-  LOWBIT_ALWAYS_INLINE grid_lanes(const grid_map* m, std::size_t count) noexcept : scale(0.0f), offset(0.0f), inverse(0.0f), zero_point(0.0f) {
-    alignas(64) float lane[4][floats::size] = {};
+      : scale(m.scale), offset(m.offset), inverse(m.inverse), zero_point(static_cast<float>(m.zero_point)), bias(m.bias) {}
+  LOWBIT_ALWAYS_INLINE grid_lanes(const grid_map* m, std::size_t count) noexcept
+      : scale(0.0f), offset(0.0f), inverse(0.0f), zero_point(0.0f), bias(0.0f) {
+    alignas(64) float lane[5][floats::size] = {};
     for (std::size_t i = 0; i < floats::size && i < count; ++i) {
       lane[0][i] = m[i].scale;
       lane[1][i] = m[i].offset;
       lane[2][i] = m[i].inverse;
       lane[3][i] = static_cast<float>(m[i].zero_point);
+      lane[4][i] = m[i].bias;
     }
     scale = floats::load_aligned(lane[0]);
     offset = floats::load_aligned(lane[1]);
     inverse = floats::load_aligned(lane[2]);
     zero_point = floats::load_aligned(lane[3]);
+    bias = floats::load_aligned(lane[4]);
   }
+};
+
+/// The rules as kernels are compiled for them: rounding_rule::nearest is one of two.
+enum class code_rule : std::uint8_t { even, table, half_up, away };
+
+/// Calls f with the rule as a constant.
+template <class F>
+LOWBIT_ALWAYS_INLINE void with_rule(const format_spec& s, rounding_rule rule, F&& f) noexcept {
+  switch (rule) {
+    case rounding_rule::half_up: return f(std::integral_constant<code_rule, code_rule::half_up>{});
+    case rounding_rule::away: return f(std::integral_constant<code_rule, code_rule::away>{});
+    case rounding_rule::nearest: break;
+  }
+  if (s.values.present()) f(std::integral_constant<code_rule, code_rule::table>{});
+  else f(std::integral_constant<code_rule, code_rule::even>{});
+}
+
+/// Registers of weights to codes as they are stored, and for the nearest rules the levels that they stand for. Without `Offset`, all
+/// offsets are 0.
+template <code_rule Rule, bool Offset, class Arch>
+class code_lanes {
+ public:
+  using floats = simd::batch<float, Arch>;
+  using ints = simd::batch<std::int32_t, Arch>;
+  struct result {
+    ints code;
+    floats level;
+  };
+
+  LOWBIT_ALWAYS_INLINE explicit code_lanes(const format_spec& s) noexcept
+      : values_(s.values), lowest_(static_cast<float>(s.codes.lowest())), highest_(static_cast<float>(s.codes.highest())),
+        shift_(s.codes.is_signed ? 0 : s.codes.zero), mask_((1 << s.codes.bits()) - 1) {
+    if constexpr (Rule == code_rule::half_up) highest_ = floats(static_cast<float>((1 << s.codes.bits()) - 1) + 0.5f);
+    for (unsigned k = 0; Rule == code_rule::table && k < 16; ++k) {
+      order_[k] = values_.order[k];
+      sorted_[k] = values_.values[values_.order[k]];
+    }
+  }
+
+  LOWBIT_ALWAYS_INLINE result operator()(const floats& x, const grid_lanes<Arch>& map) const noexcept {
+    const floats level = simd::rounded_product<Arch>(Offset ? x - map.offset : x, map.inverse, Arch{});
+    if constexpr (Rule == code_rule::even) {
+      // 1.5 * 2^23: adding it leaves no bits for a fraction, and the integer in the lowest.
+      const floats magic(12582912.0f);
+      const floats sum = xsimd::min(xsimd::max(level, lowest_ - map.zero_point), highest_ - map.zero_point) + magic;
+      return {(xsimd::bitwise_cast<std::int32_t>(sum) + (xsimd::to_int(map.zero_point) + shift_)) & mask_, sum - magic};
+    } else if constexpr (Rule == code_rule::table) {
+      ints place(0);
+      for (unsigned k = 0; k + 1 < values_.size; ++k)
+        place += xsimd::select(xsimd::batch_bool_cast<std::int32_t>(level > floats(values_.bounds[k])), ints(1), ints(0));
+      return {xsimd::to_int(simd::lookup16<Arch>(place, order_, Arch{})), simd::lookup16<Arch>(place, sorted_, Arch{})};
+    } else if constexpr (Rule == code_rule::half_up) {
+      return {xsimd::to_int(xsimd::min(level + map.bias, highest_)), level};
+    } else {
+      // The number below one half: halves reach the next integer by the sum's own rounding, and nothing below them does.
+      const floats half = xsimd::copysign(floats(0x1.fffffep-2f), level);
+      return {(xsimd::to_int(level + half) + shift_) & mask_, level};
+    }
+  }
+
+ private:
+  const codebook& values_;
+  floats lowest_, highest_;
+  ints shift_, mask_;
+  float order_[16], sorted_[16];
 };
 
 }  // namespace detail
 
-/// Rounds to the nearest levels: evenly spaced ones with ties to even, a codebook's by its bounds.
+/// Rounds weights by a rule.
 template <class Arch>
 void round_weights(const rounding_args& a) noexcept {
   using floats = simd::batch<float, Arch>;
@@ -96,54 +184,37 @@ void round_weights(const rounding_args& a) noexcept {
   constexpr std::size_t n = floats::size;
   const format_spec& s = *a.spec;
   const bool offset = s.minimum.present();
-  const floats magic(12582912.0f);  // 1.5 * 2^23: adding it leaves no bits for a fraction
-  const floats lowest(static_cast<float>(s.codes.lowest())), highest(static_cast<float>(s.codes.highest()));
-  const ints shift(s.codes.is_signed ? 0 : s.codes.zero), mask((1 << s.codes.bits()) - 1);
-  float order[16], sorted[16];
-  for (unsigned k = 0; s.values.present() && k < 16; ++k) {
-    order[k] = s.values.order[k];
-    sorted[k] = s.values.values[s.values.order[k]];
-  }
-  detail::grid_lanes<Arch> map(*a.maps);
-  for (std::size_t i = 0; i < a.count; i += n) {
-    const bool whole = i + n <= a.count;
-    alignas(64) float rest[n];
-    const float* x = a.x + i;
-    if (!whole) {
-      for (std::size_t k = 0; k < n; ++k) rest[k] = i + k < a.count ? x[k] : 0.0f;
-      x = rest;
-    }
-    if (a.each) map = detail::grid_lanes<Arch>(a.maps + i, a.count - i);
-    floats level = simd::rounded_product<Arch>(floats::load_unaligned(x) - map.offset, map.inverse, Arch{});
-    ints code(0);
-    if (s.values.present()) {
-      ints place(0);
-      for (unsigned k = 0; k + 1 < s.values.size; ++k)
-        place += xsimd::select(xsimd::batch_bool_cast<std::int32_t>(level > floats(s.values.bounds[k])), ints(1), ints(0));
-      code = xsimd::to_int(simd::lookup16<Arch>(place, order, Arch{}));
-      level = simd::lookup16<Arch>(place, sorted, Arch{});
-    } else {
-      level = xsimd::min(xsimd::max(level, lowest - map.zero_point), highest - map.zero_point);
-      level = (level + magic) - magic;
-      code = (xsimd::to_int(floats(level + map.zero_point)) + shift) & mask;
-    }
-    if (a.codes != nullptr) {
-      const ints low_byte = (code << 24) >> 24;
-      alignas(64) std::int8_t narrow[n];
-      simd::store_narrowed<Arch>(whole ? reinterpret_cast<std::int8_t*>(a.codes + i) : narrow, low_byte, Arch{});
-      for (std::size_t k = 0; !whole && i + k < a.count; ++k) a.codes[i + k] = static_cast<std::uint8_t>(narrow[k]);
-    }
-    if (a.values != nullptr) {
-      floats value = simd::rounded_product<Arch>(map.scale, level, Arch{});
-      if (offset) value += map.offset;
-      if (whole) {
-        value.store_unaligned(a.values + i);
-      } else {
-        value.store_aligned(rest);
-        for (std::size_t k = 0; i + k < a.count; ++k) a.values[i + k] = rest[k];
+  detail::with_rule(s, a.rule, [&](auto rule) LOWBIT_INLINE_LAMBDA {
+    const detail::code_lanes<rule(), true, Arch> round(s);
+    detail::grid_lanes<Arch> map(*a.maps);
+    for (std::size_t i = 0; i < a.count; i += n) {
+      const bool whole = i + n <= a.count;
+      alignas(64) float rest[n];
+      const float* x = a.x + i;
+      if (!whole) {
+        for (std::size_t k = 0; k < n; ++k) rest[k] = i + k < a.count ? x[k] : 0.0f;
+        x = rest;
+      }
+      if (a.each) map = detail::grid_lanes<Arch>(a.maps + i, a.count - i);
+      const auto rounded = round(floats::load_unaligned(x), map);
+      if (a.codes != nullptr) {
+        const ints low_byte = (rounded.code << 24) >> 24;
+        alignas(64) std::int8_t narrow[n];
+        simd::store_narrowed<Arch>(whole ? reinterpret_cast<std::int8_t*>(a.codes + i) : narrow, low_byte, Arch{});
+        for (std::size_t k = 0; !whole && i + k < a.count; ++k) a.codes[i + k] = static_cast<std::uint8_t>(narrow[k]);
+      }
+      if (a.values != nullptr) {
+        floats value = simd::rounded_product<Arch>(map.scale, rounded.level, Arch{});
+        if (offset) value += map.offset;
+        if (whole) {
+          value.store_unaligned(a.values + i);
+        } else {
+          value.store_aligned(rest);
+          for (std::size_t k = 0; i + k < a.count; ++k) a.values[i + k] = rest[k];
+        }
       }
     }
-  }
+  });
 }
 
 }  // namespace lowbit::kernel

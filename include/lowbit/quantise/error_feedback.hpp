@@ -287,7 +287,7 @@ inline std::vector<double> losses_below(const feedback_state& state, const std::
 inline std::vector<float> nearest_values(const format_spec& s, matrix_view<float> w, const input_statistics& about) {
   std::vector<float> values(w.rows * w.cols);
   packed_matrix blocks(s, w.rows, w.cols);
-  if (const row_kernel<standard> rows(s, {w.data, w.rows, w.cols, w.stride}, about.importance, blocks); rows.quantise(0, w.rows)) {
+  if (const row_kernel rows(s, standard::rows, {w.data, w.rows, w.cols, w.stride}, nullptr, blocks); rows.quantise(0, w.rows)) {
     for (std::size_t r = 0; r < w.rows; ++r) LOWBIT_BEST_KERNEL(dequantise_row)(s, blocks.row(r), w.cols, &values[r * w.cols], false);
     return values;
   }

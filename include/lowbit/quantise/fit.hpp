@@ -43,6 +43,13 @@ struct input_statistics {
   }
 };
 
+/// Which whole rows a fit leaves to kernel::quantise_rows when they are rounded to nearest; the bytes are the same.
+struct row_kernels {
+  bool as_ggml = false;     ///< GGUF's types
+  bool by_range = false;    ///< blocks with one scale, that are not GGUF's or that as_ggml does not take
+  bool weighted = false;    ///< GGUF's types by the channels' importance, where it is given
+};
+
 /// A range of weights that a sub-block's codes are spread over.
 struct weight_range {
   float low = 0, high = 0;
@@ -50,32 +57,15 @@ struct weight_range {
 
 namespace detail {
 
-/// An unrounded scale and the value of the lowest code (offset formats only).
-struct real_scale {
-  float scale = 0, minimum = 0;
-};
+using kernel::has_offset;
+using real_scale = kernel::real_scale<float>;
 
-constexpr bool has_offset(const format_spec& s) noexcept { return s.minimum.present() || s.zero_point.present(); }
-
-/// The scale that spreads the codes over a range. Symmetric formats put the larger end on the level of the larger magnitude,
-/// with its sign, so that all codes are used (as GGUF's Q4_0 does).
-inline real_scale scale_for(const format_spec& s, weight_range r) noexcept {
-  const level_range levels = levels_of(s);
-  if (has_offset(s)) {
-    // Only a free float minimum may leave zero outside the range.
-    if (s.zero_point.present() || s.sub_minimum.present()) r = {std::min(r.low, 0.0f), std::max(r.high, 0.0f)};
-    return {(r.high - r.low) / (levels.highest - levels.lowest), r.low};
-  }
-  const float extreme = -r.low > r.high ? r.low : r.high;
-  if (-levels.lowest == levels.highest) return {std::fabs(extreme) / levels.highest, 0};
-  return {extreme / (-levels.lowest > levels.highest ? levels.lowest : levels.highest), 0};
-}
+/// The scale that spreads the codes over a range.
+inline real_scale scale_for(const format_spec& s, weight_range r) noexcept { return kernel::scale_for(s, r.low, r.high); }
 
 /// Stored bits of a scale; one beyond the type's range is held at its largest number.
 inline std::uint32_t stored_scale(number type, float value) noexcept {
-  if (type == number::f16) value = std::clamp(value, -65504.0f, 65504.0f);
-  if (type == number::bf16) value = std::clamp(value, -0x1.fep127f, 0x1.fep127f);
-  return number_bits(type, value);
+  return number_bits(type, kernel::clamped_scale(type, value));
 }
 
 /// Rounds sub-block scales to the block's fields.
@@ -113,9 +103,7 @@ inline void store_scales(const format_spec& s, std::span<const real_scale> sub, 
   } else if (s.minimum.present()) {
     *f.minimum = stored_scale(s.minimum.type, sub[0].minimum);
   } else if (s.zero_point.present()) {
-    const float scale = number_value(s.scale.type, *f.scale);
-    const float ratio = scale != 0.0f ? -sub[0].minimum / scale : 0.0f;
-    *f.zero_point = static_cast<std::uint8_t>(nearest(std::isfinite(ratio) ? ratio : 0.0f, 0, s.codes.highest()));
+    *f.zero_point = static_cast<std::uint8_t>(kernel::zero_point_for(s, sub[0].minimum, number_value(s.scale.type, *f.scale)));
   }
 }
 
@@ -145,6 +133,7 @@ inline weight_range range_of(const float* x, std::size_t n) noexcept {
 /// The whole range of the weights; for symmetric formats the same as absmax.
 struct minmax {
   using needs = needs_statistics<>;
+  static constexpr row_kernels rows{.by_range = true};
   static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
     detail::fit_sub_blocks(s, x, n, about, f, [](const float* v, std::size_t count, const input_statistics&) { return detail::range_of(v, count); });
     return false;

@@ -1,9 +1,9 @@
 // ggml's quantisers for GGUF's block types, byte for byte (ggml-quants.c), one block at a time: those of kernel/ggml_blocks.hpp in a single
-// lane, and here the two that have no lane form.
+// lane, those of kernel/range_fit.hpp, and here the two that have no form for many blocks.
 #pragma once
 
 #include <lowbit/format/gguf.hpp>
-#include <lowbit/kernel/ggml_blocks.hpp>
+#include <lowbit/kernel/dispatch.hpp>
 
 namespace lowbit {
 
@@ -35,6 +35,21 @@ inline void quantise_q1_0(const float* x, block_parts<q1_0>& p) noexcept {
   p.scale = number_bits(number::f16, sum / static_cast<float>(s.block));
 }
 
+/// The types that are not searched: by the block's range.
+template <block_format F>
+void quantise_unsearched(const float* x, block_parts<F>& p) noexcept {
+  constexpr const format_spec& s = spec_of<F>;
+  float low, high;
+  LOWBIT_BEST_KERNEL(find_range)(x, s.block, &low, &high);
+  float extreme = -low > high ? low : high;
+  kernel::ggml::find_first(x, s.block, &low, &extreme);
+  const auto f = kernel::ggml::fit_unsearched(s, low, high, extreme);
+  p.scale = number_bits(s.scale.type, f.scale);
+  p.minimum = number_bits(s.minimum.type, f.offset);
+  const kernel::grid_map map{f.scale, f.offset, f.inverse, 0, f.bias};
+  LOWBIT_BEST_KERNEL(round_weights)({&s, x, s.block, &map, false, p.codes.data(), nullptr, kernel::ggml::rule_of(s)});
+}
+
 /// One block in a lane of its own.
 template <block_format F>
 void quantise_one(const float* x, const float* importance, float row_mean_square, block_parts<F>& p) noexcept {
@@ -57,7 +72,7 @@ inline void quantise(const float* x, block_parts<q1_0>& p) noexcept { quantise_q
 
 /// Whether ggml has a reference quantiser for this format.
 template <class F>
-concept has_ggml_reference = kernel::ggml::in_lanes<F> || requires(const float* x, block_parts<F>& p) { ggml::quantise(x, p); };
+concept has_ggml_reference = kernel::ggml::in_lanes<F> || kernel::ggml::unsearched(spec_of<F>) || requires(const float* x, block_parts<F>& p) { ggml::quantise(x, p); };
 
 /// Chooses scales and codes of one block of finite weights as ggml does: with importance (one number for each weight, >= 0, some above 0 in
 /// every sub-block) where it is given and the type heeds it. `row_mean_square` is the mean of x² over the whole row, summed from
@@ -65,8 +80,15 @@ concept has_ggml_reference = kernel::ggml::in_lanes<F> || requires(const float* 
 template <block_format F>
   requires has_ggml_reference<F>
 void ggml_quantise_block(const float* x, block_parts<F>& p, const float* importance = nullptr, float row_mean_square = 0) noexcept {
-  if constexpr (kernel::ggml::in_lanes<F>) ggml::quantise_one<F>(x, kernel::ggml::weighted<F> ? importance : nullptr, row_mean_square, p);
-  else ggml::quantise(x, p);
+  if constexpr (kernel::ggml::unsearched(spec_of<F>)) {
+    if constexpr (kernel::ggml::weighted<F>)
+      if (importance != nullptr) return ggml::quantise_one<F>(x, importance, row_mean_square, p);
+    ggml::quantise_unsearched<F>(x, p);
+  } else if constexpr (kernel::ggml::in_lanes<F>) {
+    ggml::quantise_one<F>(x, kernel::ggml::weighted<F> ? importance : nullptr, row_mean_square, p);
+  } else {
+    ggml::quantise(x, p);
+  }
 }
 
 }  // namespace lowbit

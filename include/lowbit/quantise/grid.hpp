@@ -26,15 +26,6 @@ class block_buffer {
   std::vector<std::uint8_t> sub_scale_, sub_minimum_, codes_;
 };
 
-/// The values that a format's levels reach: code - zero, or the codebook's; from 0 up where the block stores an offset.
-struct level_range {
-  float lowest, highest;
-};
-constexpr level_range levels_of(const format_spec& s) noexcept {
-  if (s.values.present()) return {s.values.values[s.values.order[0]], s.values.values[s.values.order[s.values.size - 1]]};
-  return {static_cast<float>(s.codes.lowest()), static_cast<float>(s.codes.highest())};
-}
-
 /// The grid of one block whose scales, minima and zero-point are chosen.
 class grid {
  public:

@@ -126,8 +126,7 @@ using ggml_weighted = decltype(detail::ggml_weighted_for(gguf_formats{}));
 /// Importance-weighted least squares for any format. On one-level formats that ggml does not have, Σ importance e² is never above minmax's.
 struct importance_weighted {
   using needs = needs_statistics<channel_importance>;
-  /// Whole rows may go to kernel::quantise_rows, with importance.
-  static constexpr bool by_rows = true, rows_heed_importance = true;
+  static constexpr row_kernels rows{.as_ggml = true, .weighted = true};
   static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
     if (ggml_weighted::fit(s, x, n, about, f)) return true;
     constexpr unsigned ranges = 20, refits = 2;

@@ -55,14 +55,6 @@ std::optional<failure> find_other_shape(const Stats& stats, std::size_t cols) {
   return failure{errc::shape, "statistics of " + std::to_string(stats.channels()) + " channels for a matrix with " + std::to_string(cols) + " columns"};
 }
 
-/// Stores plain floats.
-inline void store_floats(const format_spec& s, const float* row, std::size_t cols, std::uint8_t* out) noexcept {
-  for (std::size_t c = 0; c < cols; ++c, out += s.bytes) {
-    const std::uint32_t bits = number_bits(s.element, row[c]);
-    std::memcpy(out, &bits, s.bytes);
-  }
-}
-
 /// Rounds every row into `out`. Rows are independent and dealt out in fixed chunks: the same bytes for every executor.
 template <fit_policy Fit, rounding Rounding, class Stats, executor E>
 rounding_report quantise_rows(const format_spec& s, matrix_view<const float> w, const Stats& stats, packed_matrix& out, E& executor,
@@ -77,20 +69,16 @@ rounding_report quantise_rows(const format_spec& s, matrix_view<const float> w, 
   const auto state = Rounding::prepare(s, w.cols, stats, options, executor);
   rounding_report report = state.report;
   if (w.empty()) return report;
-  if (s.is_float()) {
-    for_parts(executor, w.rows, 1, [&](std::size_t begin, std::size_t end) {
-      for (std::size_t r = begin; r < end; ++r) store_floats(s, w.row(r), w.cols, out.row(r));
-    });
-    return report;
-  }
   const known_inputs<Fit, Stats> inputs(stats);
-  constexpr bool by_rows = std::is_same_v<Rounding, round_nearest> && fit_by_rows<Fit>;
-  const row_kernel<std::conditional_t<by_rows, Fit, standard>> kernel_rows(s, w, inputs.about.importance, out);
+  row_kernels allowed{.by_range = s.is_float()};  // which no fit or rounding changes
+  if constexpr (std::is_same_v<Rounding, round_nearest> && fit_by_rows<Fit>)
+    if (!s.is_float()) allowed = Fit::rows;
+  const row_kernel kernel_rows(s, allowed, w, inputs.about.importance, out);
   constexpr std::size_t most = Rounding::rows_at_once;
   const std::size_t chunks = ceil_div(w.rows, most);
   std::vector<rounding_report> of_chunk(chunks);
   for_parts(executor, chunks, 1, [&](std::size_t begin, std::size_t end) {
-    if (by_rows && kernel_rows.quantise(begin, end)) return;  // a chunk is a row here
+    if (kernel_rows.quantise(begin * most, std::min(end * most, w.rows))) return;
     std::vector<float> rows(most * w.cols);
     for (std::size_t chunk = begin; chunk < end; ++chunk) {
       const auto given = w.middle_rows(chunk * most, std::min(most, w.rows - chunk * most));

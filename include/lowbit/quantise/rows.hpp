@@ -7,26 +7,26 @@
 
 namespace lowbit::detail {
 
-/// A fit that kernel::quantise_rows may stand in for, with or without importance.
+/// A fit that kernel::quantise_rows may stand in for.
 template <class Fit>
-concept fit_by_rows = requires { requires Fit::by_rows; };
+concept fit_by_rows = requires { Fit::rows; };
 
 /// One matrix's rows.
-template <fit_by_rows Fit>
 class row_kernel {
  public:
   /// `importance` [cols] may be null.
-  row_kernel(const format_spec& s, matrix_view<const float> w, const float* importance, packed_matrix& out) {
-    const bool heeded = Fit::rows_heed_importance && importance != nullptr;
+  row_kernel(const format_spec& s, row_kernels allowed, matrix_view<const float> w, const float* importance, packed_matrix& out) {
     const auto known = find_gguf_format(s.gguf);
-    usable_ = known && &spec_of_id(*known) == &s && w.cols != 0 && kernel::can_quantise_rows(s, heeded);
+    const bool of_gguf = known && &spec_of_id(*known) == &s, heeded = allowed.weighted && importance != nullptr;
+    const bool as_ggml = allowed.as_ggml && of_gguf && !s.is_float();
+    usable_ = w.cols != 0 && (as_ggml ? kernel::can_quantise_as_ggml(s, heeded) : allowed.by_range && kernel::can_quantise_by_range(s));
     if (!usable_) return;
     if (heeded) {
       mended_.resize(w.cols);
       for (std::size_t c = 0; c < w.cols; c += s.block)
         mend_importance(importance + c, std::min<std::size_t>(s.block, w.cols - c), s.sub_block(), mended_.data() + c);
     }
-    args_ = {&s, w.data, w.stride, w.cols, 0, 0, heeded ? mended_.data() : nullptr, out.bytes().data()};
+    args_ = {&s, w.data, w.stride, w.cols, 0, 0, heeded ? mended_.data() : nullptr, out.bytes().data(), as_ggml};
   }
   /// Quantises rows [begin, end), or returns false where that has to be done block by block.
   [[nodiscard]] bool quantise(std::size_t begin, std::size_t end) const noexcept {

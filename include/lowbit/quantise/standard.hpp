@@ -57,8 +57,7 @@ using ggml_reference = decltype(detail::ggml_reference_for(gguf_formats{}));
 /// The standard fit of any format.
 struct standard {
   using needs = needs_statistics<>;
-  /// Whole rows may go to kernel::quantise_rows, without importance.
-  static constexpr bool by_rows = true, rows_heed_importance = false;
+  static constexpr row_kernels rows{.as_ggml = true, .by_range = true};
   static bool fit(const format_spec& s, const float* x, std::size_t n, const input_statistics& about, const block_fields& f) {
     return ggml_reference::fit(s, x, n, about, f) || minmax::fit(s, x, n, about, f);
   }

@@ -155,6 +155,22 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   for (std::size_t i = 0; i < lanes<Arch>; ++i) p[i] = static_cast<std::int8_t>(s.lane[i]);
 }
 
+/// Four registers of 32-bit lanes (each within 0 … 255), side by side.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_narrowed(std::uint8_t* p, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b, batch<std::int32_t, Arch> c,
+                                         batch<std::int32_t, Arch> d, requires_arch<xsimd::generic>) noexcept {
+  const batch<std::int32_t, Arch> v[] = {a, b, c, d};
+  for (std::size_t i = 0; i < 4; ++i)
+    store_narrowed<Arch>(reinterpret_cast<std::int8_t*>(p + i * lanes<Arch>), batch<std::int32_t, Arch>((v[i] << 24) >> 24), Arch{});
+}
+
+/// Floats as binary16, to nearest even.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_f16(std::uint16_t* p, batch<float, Arch> v, requires_arch<xsimd::generic>) noexcept {
+  const auto s = portable::spill<Arch>(v);
+  for (std::size_t i = 0; i < lanes<Arch>; ++i) p[i] = to_f16(s.lane[i]).bits;
+}
+
 /// The low bytes of 16-bit lanes, those of `a` and then those of `b`.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, batch<std::uint16_t, Arch> a, batch<std::uint16_t, Arch> b,

@@ -106,6 +106,12 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
 template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_narrowed(std::uint8_t* p, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b, batch<std::int32_t, Arch> c,
+                                         batch<std::int32_t, Arch> d, requires_arch<xsimd::avx2>) noexcept {
+  const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));  // words of a, b, c, d, twice
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+}
+template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, requires_arch<xsimd::avx2>) noexcept {
   _mm256_stream_ps(p, v);
 }
@@ -131,6 +137,10 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, requires_arch<xsimd::avx2>) noexcept {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_f16(std::uint16_t* p, batch<float, Arch> v, requires_arch<xsimd::avx2>) noexcept {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 #endif
 

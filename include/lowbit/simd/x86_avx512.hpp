@@ -91,6 +91,10 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, require
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_f16(std::uint16_t* p, batch<float, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
 }

@@ -66,6 +66,12 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   _mm_storeu_si32(p, _mm_packs_epi16(words, words));
 }
 template <class Arch>
+  requires(batch<std::int32_t, Arch>::size == 4)
+LOWBIT_ALWAYS_INLINE void store_narrowed(std::uint8_t* p, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b, batch<std::int32_t, Arch> c,
+                                         batch<std::int32_t, Arch> d, requires_arch<xsimd::sse2>) noexcept {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d)));
+}
+template <class Arch>
   requires(batch<std::uint16_t, Arch>::size == 8)
 LOWBIT_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, batch<std::uint16_t, Arch> a, batch<std::uint16_t, Arch> b,
                                           requires_arch<xsimd::sse2>) noexcept {
