@@ -78,7 +78,8 @@ void attention::run(std::size_t begin, std::size_t end) const {
   const std::size_t rows = kv_cache::rows_at_once, first = cache.size();
   const std::size_t score_stride = lowbit::round_up(first + queries.rows(), lanes);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  std::vector<float> query(rows * head_dim), scores(rows * score_stride), mixed(rows * head_dim);
+  const std::size_t most = std::min(rows, row_count);
+  std::vector<float> query(most * head_dim), scores(most * score_stride), mixed(most * head_dim);
   kv_cache::scratch space;
   for (std::size_t task = begin; task < end; ++task) {
     const std::size_t kv_head = task / tasks_per_head(), row0 = task % tasks_per_head() * rows, count = std::min(rows, row_count - row0);

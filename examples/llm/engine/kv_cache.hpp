@@ -26,8 +26,8 @@ class kv_cache {
   /// Room for `positions` tokens.
   kv_cache(const model_config& c, std::size_t positions, kv_storage storage = {});
 
-  /// Writes the keys and values, [tokens, kv_heads * head_dim] each, of the tokens after the last. Expects room for them. Where something
-  /// that is not finite cannot be quantised, mix() gives NaN from then on.
+  /// Writes the keys and values, [tokens, kv_heads * head_dim] each, of the tokens after the last: once for each layer, then advance().
+  /// Expects room for them. Where something that is not finite cannot be quantised, mix() gives NaN from then on.
   void store(std::size_t layer, const matrix& keys, const matrix& values);
   /// Counts `tokens` more, once all layers are stored.
   void advance(std::size_t tokens) noexcept { size_ += tokens; }

@@ -18,6 +18,8 @@ inline constexpr std::size_t tile_tokens = simd::includes<Arch, xsimd::avx512f> 
 
 /// What activations are in a product.
 enum class activation_kind : std::uint8_t { int8, int16, floats };
+/// Words that hold one token's integers for a step of four weights.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t step_words(activation_kind kind) noexcept { return kind == activation_kind::int16 ? 2 : 1; }
 
 /// Where prepared activations lie, in memory that place_activations divides.
 struct activation_buffers {
@@ -57,7 +59,7 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
     b.floats = reinterpret_cast<float*>(take(columns * p.padded_cols(cols) * sizeof(float)));
     b.float_sums = reinterpret_cast<float*>(take(columns * subs * sizeof(float)));
   } else {
-    b.words = reinterpret_cast<std::int32_t*>(take(columns * p.padded_cols(cols) * (kind == activation_kind::int16 ? 2 : 1)));
+    b.words = reinterpret_cast<std::int32_t*>(take(columns * p.padded_cols(cols) * step_words(kind)));
     b.scales = reinterpret_cast<float*>(take(columns * blocks * sizeof(float)));
     b.sums = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
     b.starts = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
@@ -108,7 +110,7 @@ LOWBIT_ALWAYS_INLINE constexpr std::int32_t two_int16(int low, int high) noexcep
 template <class Arch, activation_kind Kind>
 void quantise_block(const panel_layout& p, const activation_buffers& out, const float* x, std::size_t begin, std::size_t end, std::size_t b,
                     std::size_t width, std::size_t t) noexcept {
-  constexpr std::size_t words = Kind == activation_kind::int16 ? 2 : 1;  // of a step
+  constexpr std::size_t words = step_words(Kind);
   constexpr std::size_t n = simd::lanes<Arch>;
   using floats = simd::batch<float, Arch>;
   // n values from column k; past `stop` they are zero.
@@ -174,7 +176,7 @@ void quantise_block(const panel_layout& p, const activation_buffers& out, const 
 /// Integer activations of a tile after the other; Kind is int8 or int16.
 template <class Arch, activation_kind Kind>
 void quantise_activations(const activation_args& a) noexcept {
-  constexpr std::size_t full = tile_tokens<Arch>, words = Kind == activation_kind::int16 ? 2 : 1;
+  constexpr std::size_t full = tile_tokens<Arch>, words = step_words(Kind);
   const panel_layout& p = *a.layout;
   const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {

@@ -29,7 +29,7 @@ LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t firs
   if constexpr (Kind == activation_kind::floats)
     tile_exact<Key>(a, tile, a.x.floats + first_token * p.padded_cols(a.cols), a.x.float_sums + first_token * subs);
   else
-    tile_integer<Key, Kind>(a, tile, {a.x.words + first_token * blocks * p.block_steps() * (Kind == activation_kind::int16 ? 2 : 1), a.x.scales + first_token * blocks,
+    tile_integer<Key, Kind>(a, tile, {a.x.words + first_token * blocks * p.block_steps() * step_words(Kind), a.x.scales + first_token * blocks,
                              a.x.sums + first_token * subs, a.x.starts + first_token * subs,
                              a.x.pairs + first_token * blocks * p.sum_pairs()});
   const std::size_t row = first_vector * simd::lanes<Arch>;

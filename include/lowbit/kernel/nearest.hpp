@@ -291,9 +291,8 @@ void narrow_rows(const quantise_args& a) noexcept {
       }
     } else {
       for (std::size_t c = 0; c < a.cols; ++c) {
-        const auto bits = std::bit_cast<std::uint32_t>(x[c]);  // to_bf16 of a finite number, without its branch
-        const auto upper = static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-        std::memcpy(out + 2 * c, &upper, sizeof upper);
+        const std::uint16_t bits = to_bf16(x[c]).bits;
+        std::memcpy(out + 2 * c, &bits, sizeof bits);
       }
     }
   }

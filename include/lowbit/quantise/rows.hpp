@@ -7,6 +7,11 @@
 
 namespace lowbit::detail {
 
+/// Stores plain floats as the type of a format of them.
+inline void store_floats(const format_spec& s, const float* x, std::size_t n, std::uint8_t* out) noexcept {
+  LOWBIT_BEST_KERNEL(quantise_rows)({&s, x, n, n, 0, 1, nullptr, out, false});
+}
+
 /// A fit that kernel::quantise_rows may stand in for.
 template <class Fit>
 concept fit_by_rows = requires { Fit::rows; };
