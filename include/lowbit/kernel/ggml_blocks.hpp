@@ -1,6 +1,5 @@
 // ggml's quantisers of whole blocks (ggml-quants.c: quantize_row_*_ref without importance, quantize_row_*_impl with it), for as many
-// blocks as V has lanes: the types whose scales are searched for. The others are in kernel/range_fit.hpp, and two without a form for
-// many blocks (nvfp4, q1_0) in quantise/ggml_reference.hpp.
+// blocks as V has lanes. Types whose codes follow from their range alone are in kernel/range_fit.hpp.
 //
 // With importance: weights w = importance * sqrt(sigma² + x²), sigma² the mean of x² over the block (k-quants: doubled but for q2_k) or
 // over the row (q4_0 … q5_1); q6_k takes the importance as it is.
@@ -16,7 +15,7 @@ template <block_format F, class V>
 struct lane_blocks {
   static constexpr std::size_t subs = spec_of<F>.sub_blocks();
   V scale{0.0f}, minimum{0.0f};
-  V sub_scale[subs], sub_minimum[subs];  ///< the integers that they mean
+  V sub_scale[subs], sub_minimum[subs];  ///< the integers that they mean, or the bits of a number that is not one
   V codes[spec_of<F>.block];             ///< as stored
 };
 
@@ -191,27 +190,58 @@ void quantise_weighted(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept
   }
 }
 
-/// The code of a table whose value, times d, is nearest to x: the first of equals.
+/// The codes of E2M1 (four bits: a sign over eight magnitudes) whose values times d are nearest to x[0, n): of two the lesser magnitude, and
+/// zero without a sign, which is what ggml's scan over all codes finds first. Comparing with what lies midway gives the same: these
+/// products are exact, and so is the difference of numbers within a factor of two.
 template <class V>
-LOWBIT_ALWAYS_INLINE V nearest_by_scan(const codebook& table, const V& d, const V& x) noexcept {
-  V best(0.0f), least = magnitude(rounded_product(V(table.values[0]), d) - x);
-  for (unsigned c = 1; c < table.size; ++c) {
-    const V e = magnitude(rounded_product(V(table.values[c]), d) - x);
-    const auto better = e < least;
-    least = select(better, e, least);
-    best = select(better, V(static_cast<float>(c)), best);
+LOWBIT_ALWAYS_INLINE void nearest_e2m1(std::size_t n, const V& d, const V* x, V* codes) noexcept {
+  constexpr const codebook& table = e2m1_doubled;
+  V bound[7];
+  for (unsigned k = 0; k < 7; ++k) bound[k] = d * V((table.values[k] + table.values[k + 1]) / 2);
+  const auto nothing = d == V(0.0f);
+  for (std::size_t i = 0; i < n; ++i) {
+    const V size = magnitude(x[i]);
+    V code(0.0f);
+    for (const V& b : bound) code = code + select(size > b, V(1.0f), V(0.0f));
+    codes[i] = select(nothing, V(0.0f), select((x[i] < V(0.0f)) & (code > V(0.0f)), code + V(8.0f), code));
   }
-  return best;
 }
 
-/// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding), codes by a scan.
+/// mxfp4: exponent floor(log2(max)) - 2 (with log2f's own rounding).
 template <block_format F, class V>
 void quantise_power(const V* x, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   b.scale = map_lanes(magnitude(largest(x, s.block)), [](float most) LOWBIT_INLINE_LAMBDA {
     return e8m0_half_to_float(most > 0 ? static_cast<std::uint8_t>(static_cast<int>(std::floor(std::log2(most))) - 2 + 127) : std::uint8_t{0});
   });
-  for (std::size_t i = 0; i < s.block; ++i) b.codes[i] = nearest_by_scan(s.values, b.scale, x[i]);
+  nearest_e2m1(s.block, b.scale, x, b.codes);
+}
+
+/// nvfp4: the largest magnitude of 16 on the value 6.
+template <block_format F, class V>
+void quantise_e4m3(const V* x, lane_blocks<F, V>& b) noexcept {
+  constexpr const format_spec& s = spec_of<F>;
+  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
+    b.sub_scale[j] = map_lanes(magnitude(largest(x + j * s.sub, s.sub)) / V(6.0f), [](float wanted) LOWBIT_INLINE_LAMBDA {
+      const std::uint8_t nearest = to_e4m3(wanted);
+      // ggml's conversion knows neither the step from the subnormals up to the first normal number nor numbers between 240 and 448.
+      return static_cast<float>(nearest >= 0x78 ? 0x7e : nearest == 8 && wanted < 0x1p-6f ? 7 : nearest);
+    });
+    const V d = map_lanes(b.sub_scale[j], [](float bits) LOWBIT_INLINE_LAMBDA { return e4m3_half_to_float(static_cast<std::uint8_t>(bits)); });
+    nearest_e2m1(s.sub, d, x + j * s.sub, b.codes + j * s.sub);
+  }
+}
+
+/// q1_0: signs, and the mean magnitude.
+template <block_format F, class V>
+void quantise_signs(const V* x, lane_blocks<F, V>& b) noexcept {
+  constexpr const format_spec& s = spec_of<F>;
+  V sum(0.0f);
+  for (std::size_t i = 0; i < s.block; ++i) {
+    sum = sum + magnitude(x[i]);
+    b.codes[i] = select(x[i] < V(0.0f), V(0.0f), V(1.0f));
+  }
+  b.scale = rounded_f16(sum / V(static_cast<float>(s.block)));
 }
 
 template <class F, class... G>
@@ -227,13 +257,15 @@ inline constexpr bool searched = weighted<F> && !one_of<F, q4_0, q4_1, q5_0, q5_
 /// Whether blocks of a type are quantised here, with importance or without. (The others' codes follow from their range alone:
 /// kernel/range_fit.hpp.)
 template <block_format F>
-inline constexpr bool in_lanes = weighted<F> || one_of<F, mxfp4>;
+inline constexpr bool in_lanes = weighted<F> || one_of<F, mxfp4, nvfp4, q1_0>;
 
 /// Quantises blocks. Types that need no search without importance expect some.
 template <block_format F, class V>
   requires in_lanes<F>
 void quantise_lanes(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {
   if constexpr (one_of<F, mxfp4>) quantise_power(in.x, b);
+  else if constexpr (one_of<F, nvfp4>) quantise_e4m3(in.x, b);
+  else if constexpr (one_of<F, q1_0>) quantise_signs(in.x, b);
   else if constexpr (!searched<F>) quantise_weighted(in, b);
   else if constexpr (one_of<F, iq4_nl, iq4_xs>) quantise_table(in, b);
   else if constexpr (one_of<F, q3_k, q6_k>) quantise_k_symmetric(in, b);

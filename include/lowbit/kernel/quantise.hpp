@@ -166,7 +166,7 @@ struct lane_types {
     return numbers;
   }
 };
-using lane_formats = lane_types<q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4>;
+using lane_formats = lane_types<q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, nvfp4, q1_0>;
 
 }  // namespace detail
 

@@ -51,7 +51,7 @@ class low_rank {
       for (std::size_t c = 0; c < f.cols; ++c) a[k * f.cols + c] = std::ldexp(f.a[k * f.cols + c], -places);
     }
     packed_matrix blocks(spec_of<q8_0>, f.rank, f.cols);
-    unit.quantise_rows({&spec_of<q8_0>, a.data(), f.cols, f.cols, 0, f.rank, nullptr, blocks.row(0)});
+    unit.quantise_rows({&spec_of<q8_0>, a.data(), f.cols, f.cols, 0, f.rank, nullptr, blocks.row(0), true});
     l.a_ = panel_matrix::from(blocks.view(), executor, unit);
 
     l.b_ = aligned_buffer(kernel::panel_count(f.rows) * kernel::strip_bytes(f.rank));

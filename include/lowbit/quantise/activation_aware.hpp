@@ -10,11 +10,12 @@
 
 #include <lowbit/core/executor.hpp>
 #include <lowbit/quantise/known_inputs.hpp>
-#include <lowbit/quantise/round.hpp>
+#include <lowbit/quantise/nearest_values.hpp>
 #include <lowbit/quantise/standard.hpp>
 #include <lowbit/quantise/transform.hpp>
 
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <utility>
 
@@ -49,38 +50,39 @@ struct scale_search {
 
 namespace detail {
 
-/// Calls f(begin, end) on runs of at most 64 rows, whatever the executor.
+/// Rows that are worked on as one task.
+inline constexpr std::size_t task_rows = kernel::accumulate_strip;
+
+/// Calls f(begin, end) on runs of at most task_rows rows, whatever the executor.
 template <executor E, class F>
 void for_row_tasks(E& executor, std::size_t rows, F&& f) {
-  constexpr std::size_t run = 64;
-  for_parts(executor, ceil_div(rows, run), 1, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t t = begin; t < end; ++t) f(t * run, std::min(rows, (t + 1) * run));
+  for_parts(executor, ceil_div(rows, task_rows), 1, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t t = begin; t < end; ++t) f(t * task_rows, std::min(rows, (t + 1) * task_rows));
   });
 }
 
-/// out = Q(w diag(s)) / s, rounded to nearest by the fit as a quantiser does. False where something overflows; out is unspecified then.
+/// out[rows, cols] = Q(w diag(s)) / s, rounded to nearest by the fit as a quantiser does. False where something overflows; out is
+/// unspecified then.
 template <fit_policy Fit>
-bool quantised_row(const format_spec& s, const float* w, std::size_t cols, const float* scales, const input_statistics& about,
-                   float* scratch, float* out) {
+bool quantised_rows(const format_spec& s, matrix_view<const float> w, const float* scales, const input_statistics& about, float* out) {
   float probe = 0;  // becomes NaN with the first infinity
-  for (std::size_t c = 0; c < cols; ++c) {
-    scratch[c] = scales != nullptr ? w[c] * scales[c] : w[c];
-    probe += scratch[c] * 0.0f;
+  std::vector<float> scaled;
+  if (scales != nullptr) {
+    scaled.resize(w.rows * w.cols);
+    for (std::size_t r = 0; r < w.rows; ++r)
+      for (std::size_t c = 0; c < w.cols; ++c) {
+        const float v = scaled[r * w.cols + c] = w(r, c) * scales[c];
+        probe += v * 0.0f;
+      }
+    if (probe != 0.0f) return false;
+    w = {scaled.data(), w.rows, w.cols};
   }
-  if (probe != 0.0f) return false;
-  if (s.is_float()) {
-    for (std::size_t c = 0; c < cols; ++c) out[c] = number_value(s.element, number_bits(s.element, scratch[c]));
-  } else {
-    round_nearest::round_rows<Fit>(s, {}, {scratch, 1, cols}, about, [&](std::size_t, std::size_t b, const block_fields& f) {
-      const grid g(s, f);
-      const std::size_t first = b * s.block, n = std::min<std::size_t>(s.block, cols - first);
-      for (std::size_t i = 0; i < n; ++i) out[first + i] = g.value(f.codes[i], i);
-    });
-  }
-  for (std::size_t c = 0; c < cols; ++c) {
-    if (scales != nullptr) out[c] /= scales[c];
-    probe += out[c] * 0.0f;
-  }
+  nearest_values<Fit>(s, w, about, out);
+  for (std::size_t r = 0; r < w.rows; ++r, out += w.cols)
+    for (std::size_t c = 0; c < w.cols; ++c) {
+      if (scales != nullptr) out[c] /= scales[c];
+      probe += out[c] * 0.0f;
+    }
   return probe == 0.0f;
 }
 
@@ -137,10 +139,15 @@ inline input_scales candidate_scales(const std::vector<double>& x, const std::ve
 class output_error {
  public:
   /// `h` as hessian::matrix() gives it. Entries that are not finite count as 0: the channel of an infinite input is left out.
-  explicit output_error(const Eigen::MatrixXd& h) {
-    const Eigen::MatrixXd finite = h.unaryExpr([](double v) { return std::isfinite(v) ? v : 0.0; });
-    size_ = finite.size() != 0 ? finite.cwiseAbs().maxCoeff() : 0;
-    h_ = (finite / (size_ > 0 ? size_ : 1)).cast<float>();  // whatever the activations' size, nothing overflows
+  explicit output_error(const Eigen::MatrixXd& h) : cols_(static_cast<std::size_t>(h.rows())), stride_(round_up(cols_, 12)), h_(cols_ * stride_) {
+    const auto at = [&](std::size_t i, std::size_t j) {
+      const double v = h(static_cast<Eigen::Index>(i), static_cast<Eigen::Index>(j));
+      return std::isfinite(v) ? v : 0.0;
+    };
+    for (std::size_t i = 0; i < cols_; ++i)
+      for (std::size_t j = 0; j < cols_; ++j) size_ = std::max(size_, std::fabs(at(i, j)));
+    for (std::size_t i = 0; i < cols_; ++i)  // whatever the activations' size, nothing overflows
+      for (std::size_t j = 0; j < cols_; ++j) h_[i * stride_ + j] = static_cast<float>(at(i, j) / (size_ > 0 ? size_ : 1));
   }
 
   /// Of `changed` against `original`, matrix by matrix.
@@ -149,10 +156,10 @@ class output_error {
     double total = 0;
     std::size_t outputs = 0;
     for (std::size_t m = 0; m < original.size(); ++m) {
-      LOWBIT_EXPECTS(original[m].rows == changed[m].rows && static_cast<Eigen::Index>(original[m].cols) == h_.rows());
-      std::vector<double> sums(ceil_div(original[m].rows, 64));
+      LOWBIT_EXPECTS(original[m].rows == changed[m].rows && original[m].cols == cols_);
+      std::vector<double> sums(ceil_div(original[m].rows, detail::task_rows));
       detail::for_row_tasks(executor, original[m].rows, [&](std::size_t begin, std::size_t end) {
-        sums[begin / 64] = error_of(original[m].middle_rows(begin, end - begin), changed[m].middle_rows(begin, end - begin));
+        sums[begin / detail::task_rows] = error_of(original[m].middle_rows(begin, end - begin), changed[m].middle_rows(begin, end - begin));
       });
       for (const double s : sums) total += s;
       outputs += original[m].rows;
@@ -161,28 +168,40 @@ class output_error {
   }
 
  private:
-  /// tr(E H ET) of a few rows, from the blocks on and below H's diagonal. In float, but for the last sum.
+  /// tr(E H ET) of a task's rows, from the blocks on and below H's diagonal. In float, but for the last sum.
   double error_of(matrix_view<const float> w, matrix_view<const float> changed) const {
-    using rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-    rows e = detail::as_eigen(changed) - detail::as_eigen(w);
-    const float most = e.size() != 0 ? e.cwiseAbs().maxCoeff() : 0.0f;
-    if (!(most > 0.0f)) return most == 0.0f ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+    constexpr std::size_t width = detail::task_rows;
+    std::vector<float> e(cols_ * width);  // [column][row], as kernel::accumulate takes it
+    float most = 0;
+    for (std::size_t r = 0; r < w.rows; ++r)
+      for (std::size_t c = 0; c < cols_; ++c) {
+        const float v = e[c * width + r] = changed(r, c) - w(r, c);
+        if (!std::isfinite(v)) return std::numeric_limits<double>::quiet_NaN();
+        most = std::max(most, std::fabs(v));
+      }
+    if (most == 0.0f) return 0;
     const float unit = std::exp2(std::floor(std::log2(most)));
     if (!std::isnormal(unit)) return std::numeric_limits<double>::infinity();
-    e /= unit;
-    constexpr Eigen::Index width = 96;
-    double total = 0;
-    rows product;
-    for (Eigen::Index j = 0; j < e.cols(); j += width) {
-      const Eigen::Index n = std::min(width, e.cols() - j), below = e.cols() - j - n;
-      product.noalias() = e.middleCols(j, n) * h_.block(j, j, n, n);
-      if (below != 0) product.noalias() += 2.0f * e.rightCols(below) * h_.block(j + n, j, below, n);
-      total += product.cwiseProduct(e.middleCols(j, n)).cast<double>().sum();
+    for (float& v : e) v /= unit;
+    std::vector<float> product(width * width);
+    double total[width] = {};
+    for (std::size_t j = 0; j < cols_; j += width) {
+      const std::size_t n = std::min(width, cols_ - j), below = cols_ - j - n;
+      std::fill(product.begin(), product.end(), 0.0f);
+      const auto add = [&](std::size_t first, std::size_t depth) {
+        kernel::best_unit().accumulate({&h_[first * stride_ + j], stride_, &e[first * width], width, depth, product.data(), width, n, width});
+      };
+      if (below != 0) add(j + n, below);
+      for (float& v : product) v *= 2;
+      add(j, n);
+      for (std::size_t i = 0; i < n; ++i)
+        for (std::size_t r = 0; r < width; ++r) total[r] += static_cast<double>(product[i * width + r]) * static_cast<double>(e[(j + i) * width + r]);
     }
-    return total * static_cast<double>(unit) * static_cast<double>(unit);
+    return std::accumulate(total, total + w.rows, 0.0) * static_cast<double>(unit) * static_cast<double>(unit);
   }
 
-  Eigen::MatrixXf h_;
+  std::size_t cols_, stride_;
+  std::vector<float> h_;
   double size_ = 0;
 };
 
@@ -231,12 +250,10 @@ scale_search search_scales(const format_spec& s, consumer_group consumers, std::
     }
     float* out = memory.data();
     for (const matrix_view<const float>& m : consumers) {
-      std::vector<std::uint8_t> overflowed(ceil_div(m.rows, 64));
+      std::vector<std::uint8_t> overflowed(ceil_div(m.rows, detail::task_rows));
       detail::for_row_tasks(executor, m.rows, [&](std::size_t begin, std::size_t end) {
-        std::vector<float> scratch(cols);
-        for (std::size_t r = begin; r < end && overflowed[begin / 64] == 0; ++r)
-          overflowed[begin / 64] = !detail::quantised_row<Fit>(s, m.row(r), cols, scales.empty() ? nullptr : scales.data(), now,
-                                                               scratch.data(), out + r * cols);
+        overflowed[begin / detail::task_rows] = !detail::quantised_rows<Fit>(s, m.middle_rows(begin, end - begin), scales.empty() ? nullptr : scales.data(),
+                                                                             now, out + begin * cols);
       });
       if (std::count(overflowed.begin(), overflowed.end(), 0) != static_cast<std::ptrdiff_t>(overflowed.size()))
         return std::numeric_limits<double>::infinity();

@@ -8,8 +8,7 @@
 #pragma once
 
 #include <lowbit/quantise/damped_factor.hpp>
-#include <lowbit/quantise/round.hpp>
-#include <lowbit/quantise/rows.hpp>
+#include <lowbit/quantise/nearest_values.hpp>
 #include <lowbit/quantise/standard.hpp>
 
 #include <limits>
@@ -283,21 +282,6 @@ inline std::vector<double> losses_below(const feedback_state& state, const std::
   return loss;
 }
 
-/// What rounding to nearest makes of rows, [row][column].
-inline std::vector<float> nearest_values(const format_spec& s, matrix_view<float> w, const input_statistics& about) {
-  std::vector<float> values(w.rows * w.cols);
-  packed_matrix blocks(s, w.rows, w.cols);
-  if (const row_kernel rows(s, standard::rows, {w.data, w.rows, w.cols, w.stride}, nullptr, blocks); rows.quantise(0, w.rows)) {
-    for (std::size_t r = 0; r < w.rows; ++r) LOWBIT_BEST_KERNEL(dequantise_row)(s, blocks.row(r), w.cols, &values[r * w.cols], false);
-    return values;
-  }
-  round_nearest::round_rows<standard>(s, {}, w, about, [&](std::size_t r, std::size_t b, const block_fields& f) {
-    const grid g(s, f);
-    for (std::size_t i = 0, c = b * s.block; i < s.block && c < w.cols; ++i, ++c) values[r * w.cols + c] = g.value(f.codes[i], i);
-  });
-  return values;
-}
-
 }  // namespace detail
 
 /// GPTQ as a rounding. Whatever the Hessian is, the result is valid; the report says what had to be done.
@@ -371,7 +355,8 @@ struct error_feedback {
     for (std::size_t r = 0; r < w.rows; ++r) loss[r] = chunk.loss(r);
     if (st.how.guard) {
       constexpr std::size_t width = kernel::accumulate_strip;
-      const std::vector<float> rounded = detail::nearest_values(s, w, about);
+      std::vector<float> rounded(w.rows * w.cols);
+      detail::nearest_values<standard>(s, {w.data, w.rows, w.cols, w.stride}, about, rounded.data());
       std::vector<float> errors(w.cols * width);
       for (std::size_t p = 0; p < w.cols; ++p)
         for (std::size_t r = 0; r < w.rows; ++r)

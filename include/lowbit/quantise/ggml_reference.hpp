@@ -1,5 +1,5 @@
 // ggml's quantisers for GGUF's block types, byte for byte (ggml-quants.c), one block at a time: those of kernel/ggml_blocks.hpp in a single
-// lane, those of kernel/range_fit.hpp, and here the two that have no form for many blocks.
+// lane, and those of kernel/range_fit.hpp.
 #pragma once
 
 #include <lowbit/format/gguf.hpp>
@@ -8,32 +8,6 @@
 namespace lowbit {
 
 namespace ggml {
-
-using kernel::ggml::largest;
-
-/// nvfp4: the largest magnitude of 16 on the value 6, codes by a scan.
-inline void quantise_nvfp4(const float* x, block_parts<nvfp4>& p) noexcept {
-  constexpr const format_spec& s = spec_of<nvfp4>;
-  for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-    const float wanted = std::fabs(largest(x + j * s.sub, s.sub)) / 6.0f;
-    const std::uint8_t nearest = to_e4m3(wanted);
-    // ggml's conversion knows neither the step from the subnormals up to the first normal number nor numbers between 240 and 448.
-    p.sub_scale[j] = nearest >= 0x78 ? std::uint8_t{0x7e} : nearest == 8 && wanted < 0x1p-6f ? std::uint8_t{7} : nearest;
-    const float d = e4m3_half_to_float(p.sub_scale[j]);
-    for (std::size_t i = j * s.sub; i < (j + 1) * s.sub; ++i) p.codes[i] = static_cast<std::uint8_t>(kernel::ggml::nearest_by_scan(s.values, d, x[i]));
-  }
-}
-
-/// q1_0: signs, and the mean magnitude.
-inline void quantise_q1_0(const float* x, block_parts<q1_0>& p) noexcept {
-  constexpr const format_spec& s = spec_of<q1_0>;
-  float sum = 0;
-  for (std::size_t i = 0; i < s.block; ++i) {
-    sum += std::fabs(x[i]);
-    p.codes[i] = x[i] >= 0;
-  }
-  p.scale = number_bits(number::f16, sum / static_cast<float>(s.block));
-}
 
 /// The types that are not searched: by the block's range.
 template <block_format F>
@@ -65,14 +39,11 @@ void quantise_one(const float* x, const float* importance, float row_mean_square
   for (std::size_t i = 0; i < s.block; ++i) p.codes[i] = static_cast<std::uint8_t>(b.codes[i]);
 }
 
-inline void quantise(const float* x, block_parts<nvfp4>& p) noexcept { quantise_nvfp4(x, p); }
-inline void quantise(const float* x, block_parts<q1_0>& p) noexcept { quantise_q1_0(x, p); }
-
 }  // namespace ggml
 
 /// Whether ggml has a reference quantiser for this format.
 template <class F>
-concept has_ggml_reference = kernel::ggml::in_lanes<F> || kernel::ggml::unsearched(spec_of<F>) || requires(const float* x, block_parts<F>& p) { ggml::quantise(x, p); };
+concept has_ggml_reference = kernel::ggml::in_lanes<F> || kernel::ggml::unsearched(spec_of<F>);
 
 /// Chooses scales and codes of one block of finite weights as ggml does: with importance (one number for each weight, >= 0, some above 0 in
 /// every sub-block) where it is given and the type heeds it. `row_mean_square` is the mean of x² over the whole row, summed from
@@ -84,10 +55,8 @@ void ggml_quantise_block(const float* x, block_parts<F>& p, const float* importa
     if constexpr (kernel::ggml::weighted<F>)
       if (importance != nullptr) return ggml::quantise_one<F>(x, importance, row_mean_square, p);
     ggml::quantise_unsearched<F>(x, p);
-  } else if constexpr (kernel::ggml::in_lanes<F>) {
-    ggml::quantise_one<F>(x, kernel::ggml::weighted<F> ? importance : nullptr, row_mean_square, p);
   } else {
-    ggml::quantise(x, p);
+    ggml::quantise_one<F>(x, kernel::ggml::weighted<F> ? importance : nullptr, row_mean_square, p);
   }
 }
 

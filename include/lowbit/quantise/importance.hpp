@@ -99,13 +99,18 @@ constexpr auto ggml_weighted_for(format_list<F...>) -> ggml_weighted_of<F...>;
 inline std::optional<real_scale> refitted(const format_spec& s, const grid& g, int zero_point, const float* x, std::size_t n,
                                           const input_statistics& about) noexcept {
   double w_sum = 0, l_sum = 0, l2 = 0, x_sum = 0, xl = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    const double w = importance_of(about, i), l = static_cast<double>(level_of(g.spec(), g.code(x[i], i), zero_point)), v = x[i];
-    w_sum += w;
-    l_sum += w * l;
-    l2 += w * l * l;
-    x_sum += w * v;
-    xl += w * v * l;
+  std::uint8_t codes[256];
+  for (std::size_t first = 0; first < n; first += std::size(codes)) {
+    const std::size_t count = std::min(std::size(codes), n - first);
+    g.round(first, x + first, count, codes);
+    for (std::size_t i = 0; i < count; ++i) {
+      const double w = importance_of(about, first + i), l = static_cast<double>(level_of(g.spec(), codes[i], zero_point)), v = x[first + i];
+      w_sum += w;
+      l_sum += w * l;
+      l2 += w * l * l;
+      x_sum += w * v;
+      xl += w * v * l;
+    }
   }
   double scale = xl / l2, minimum = 0;
   const double d = w_sum * l2 - l_sum * l_sum;

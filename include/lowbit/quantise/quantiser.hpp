@@ -70,10 +70,8 @@ rounding_report quantise_rows(const format_spec& s, matrix_view<const float> w, 
   rounding_report report = state.report;
   if (w.empty()) return report;
   const known_inputs<Fit, Stats> inputs(stats);
-  row_kernels allowed{.by_range = s.is_float()};  // which no fit or rounding changes
-  if constexpr (std::is_same_v<Rounding, round_nearest> && fit_by_rows<Fit>)
-    if (!s.is_float()) allowed = Fit::rows;
-  const row_kernel kernel_rows(s, allowed, w, inputs.about.importance, out);
+  constexpr bool to_nearest = std::is_same_v<Rounding, round_nearest>;
+  const row_kernel kernel_rows(s, to_nearest || s.is_float() ? rows_of<Fit>(s) : row_kernels{}, w, inputs.about.importance, out);
   constexpr std::size_t most = Rounding::rows_at_once;
   const std::size_t chunks = ceil_div(w.rows, most);
   std::vector<rounding_report> of_chunk(chunks);

@@ -16,6 +16,14 @@ inline void store_floats(const format_spec& s, const float* x, std::size_t n, st
 template <class Fit>
 concept fit_by_rows = requires { Fit::rows; };
 
+/// What a fit leaves to the kernels; plain floats go there whatever the fit.
+template <class Fit>
+constexpr row_kernels rows_of(const format_spec& s) noexcept {
+  if (s.is_float()) return {.by_range = true};
+  if constexpr (fit_by_rows<Fit>) return Fit::rows;
+  else return {};
+}
+
 /// One matrix's rows.
 class row_kernel {
  public:
