@@ -29,7 +29,7 @@ void count(benchmark::State& state) {
 }
 
 bool as_ggml(const format_spec& s, bool importance) { return s.gguf >= 0 && !s.is_float() && kernel::can_quantise_as_ggml(s, importance); }
-bool by_rows(const format_spec& s, bool importance) { return as_ggml(s, importance) || (!importance && s.gguf < 0 && kernel::can_quantise_by_range(s)); }
+bool by_rows(const format_spec& s, bool importance) { return as_ggml(s, importance) || (!importance && (s.gguf < 0 || s.is_float()) && kernel::can_quantise_by_range(s)); }
 
 void quantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, bool importance) {
   const std::vector<float> weights = bench::normal_floats(rows * cols, 0.05f, 1);

@@ -13,6 +13,10 @@ namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
 struct q5_g1001 { static constexpr format_spec spec = uniform({.bits = 5, .group = 1001, .symmetric = true}); };
 struct q7_g1 { static constexpr format_spec spec = uniform({.bits = 7, .group = 1, .symmetric = true, .scale = number::bf16}); };
+struct q4_g4080 {  // runs of 24 bytes, which do not divide what is unpacked at once
+  static constexpr format_spec spec{.name = "q4_g4080", .block = 4080, .bytes = 2042, .codes = {{plane{4, 0, byte(0), {{24, 2, 85}, {8, 4, 192}}}}},
+                                    .scale = {number::f16, 2040}};
+};
 
 template <class F>
 void for_each_unit(F&& f) {
@@ -28,6 +32,7 @@ void for_each_spec(F&& f) {
   f(spec_of<q3_g40>);
   f(spec_of<q5_g1001>);
   f(spec_of<q7_g1>);
+  f(spec_of<q4_g4080>);
 }
 }  // namespace
 

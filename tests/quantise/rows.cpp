@@ -4,7 +4,9 @@
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 
 #include "../executors.hpp"
@@ -30,6 +32,21 @@ struct m4_g32 {
   static constexpr format_spec spec{.name = "m4_g32", .block = 32, .bytes = 22, .codes = {{plane{4, 0, byte(0), {{32}, {4}}}}},
                                     .scale = {number::f32, 16}, .minimum = {number::bf16, 20}};
 };
+struct z4_g32 {  // a zero-point that is nowhere near the start of a byte
+  static constexpr format_spec spec{.name = "z4_g32", .block = 32, .bytes = 20, .codes = {{plane{4, 0, byte(0), {{32}, {4}}}}}, .scale = {number::f16, 18},
+                                    .zero_point = {{plane{4, 0, byte(16) + 5, {{1}, {8}}}}}, .unused_bits = 12};
+};
+struct z6_g32 {  // one in two parts
+  static constexpr format_spec spec{.name = "z6_g32", .block = 32, .bytes = 27, .codes = {{plane{6, 0, byte(0), {{32}, {6}}}}}, .scale = {number::f16, 25},
+                                    .zero_point = {{plane{4, 0, byte(24) + 1, {{1}, {8}}}, plane{2, 4, byte(24) + 6, {{1}, {8}}}}}, .unused_bits = 2};
+};
+struct e4_g32 {  // a scale that has no sign
+  static constexpr format_spec spec{.name = "e4_g32", .block = 32, .bytes = 17, .codes = {{plane{4, 0, byte(0), {{32}, {4}}}}, 8}, .scale = {number::e8m0_half, 16}};
+};
+struct t2_g64 {  // a codebook of four
+  static constexpr format_spec spec{.name = "t2_g64", .block = 64, .bytes = 18, .codes = {{plane{2, 0, byte(2), {{64}, {2}}}}}, .scale = {number::bf16, 0},
+                                    .values = make_codebook(4, {-3, -1, 1, 4})};
+};
 struct like_q5_1 {  // q5_1's bits, but not ggml's way of choosing them
   static constexpr format_spec spec = [] {
     format_spec s = q5_1::spec;
@@ -37,7 +54,7 @@ struct like_q5_1 {  // q5_1's bits, but not ggml's way of choosing them
     return s;
   }();
 };
-using by_range = detail::concat<all_formats, format_list<u4_g24, s3_g40, u2_g20, s8_g2504, m4_g32, like_q5_1>>::type;
+using by_range = detail::concat<all_formats, format_list<u4_g24, s3_g40, u2_g20, s8_g2504, m4_g32, z4_g32, z6_g32, e4_g32, t2_g64, like_q5_1>>::type;
 using two_threads = backwards_executor<2>;
 bool same(const packed_matrix& a, const packed_matrix& b) { return std::equal(a.bytes().begin(), a.bytes().end(), b.bytes().begin(), b.bytes().end()); }
 }  // namespace
@@ -127,6 +144,46 @@ TEST_CASE("of equal extremes ggml takes the first, and the sign of the first zer
   std::fill(x.begin(), x.end(), 0.0f);
   check.template operator()<q4_0>(x, 0x8000, 0);  // 0 / -8
   check.template operator()<q8_0>(x, 0, 0);
+}
+
+TEST_CASE("weights near the largest floats have ggml's bytes") {
+  // ggml's definitions, a weight at a time.
+  const auto scan = [](float d, float x) {
+    constexpr float values[16] = {0, 1, 2, 3, 4, 6, 8, 12, -0.0f, -1, -2, -3, -4, -6, -8, -12};
+    int best = 0;
+    for (int c = 1; c < 16; ++c)
+      if (std::fabs(values[c] * d - x) < std::fabs(values[best] * d - x)) best = c;
+    return best;
+  };
+  const auto check = [&]<class F>(std::vector<float> x, auto&& code_of) {
+    x.resize(round_up(x.size(), spec_of<F>.block), 1.0f);
+    const auto q = rtn<F>::quantise(matrix_view<const float>(x.data(), 1, x.size()));
+    block_parts<F> one, row;
+    ggml_quantise_block<F>(x.data(), one);
+    read_block<F>(q->weights.row(0), row);
+    for (std::size_t i = 0; i < spec_of<F>.block; ++i) {
+      CHECK(static_cast<int>(one.codes[i]) == code_of(x[i], i));
+      CHECK(static_cast<int>(row.codes[i]) == code_of(x[i], i));
+    }
+  };
+  const float most = std::numeric_limits<float>::max();
+  std::vector<float> x{1.0f, 3e10f, -3e10f, 0x1.000a6cp+34f, 1e11f, -1e12f, 1e5f, 2500, -2400, 700, 3e3f, 0, 4e4f, -5e4f, 1e6f, 1e9f};
+  check.template operator()<nvfp4>(x, [&](float v, std::size_t i) { return scan(i < 16 ? 224.0f : e4m3_half_to_float(to_e4m3(1.0f / 6.0f)), v); });
+  check.template operator()<mxfp4>({most, -most, most / 2, most / 3, 1e38f, -2e38f, 1.0f, 0x1p126f}, [&](float v, std::size_t) { return scan(0x1p125f, v); });
+  // The range overflows: its inverse is 0, infinity times that a NaN, and the integer of that ends in zeros.
+  check.template operator()<q4_1>({3e38f, -3e38f, 1e38f, -1e38f}, [](float, std::size_t) { return 0; });
+  check.template operator()<q5_1>({3e38f, -3e38f, 1e38f, -1e38f}, [](float, std::size_t) { return 0; });
+}
+
+TEST_CASE("a scale without a sign serves blocks of either") {
+  for (const float sign : {1.0f, -1.0f}) {
+    std::vector<float> x(32, sign);
+    x[3] = -0.25f * sign;
+    const auto q = rtn<e4_g32>::quantise(matrix_view<const float>(x.data(), 1, x.size()));
+    std::vector<float> y(32);
+    decode_block(spec_of<e4_g32>, q->weights.row(0), y.data());
+    for (std::size_t i = 0; i < 32; ++i) CHECK(std::fabs(y[i] - x[i]) <= 0.125f);
+  }
 }
 
 TEST_CASE("plain floats are narrowed to nearest") {

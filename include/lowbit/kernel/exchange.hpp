@@ -193,6 +193,7 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
   switch (pattern_of(p, First)) {
     case pattern::bytes: {
       const std::size_t run = p.digits.extent[0];
+      if (first % run != 0) break;  // a piece of a large block that begins within a run
       const std::uint8_t mask = static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift);
       places run_at(p, 1, first);
       const auto move = [&](auto bytes) LOWBIT_INLINE_LAMBDA {

@@ -190,20 +190,36 @@ void quantise_weighted(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept
   }
 }
 
-/// The codes of E2M1 (four bits: a sign over eight magnitudes) whose values times d are nearest to x[0, n): of two the lesser magnitude, and
-/// zero without a sign, which is what ggml's scan over all codes finds first. Comparing with what lies midway gives the same: these
-/// products are exact, and so is the difference of numbers within a factor of two.
+/// The code of a table whose value, times d, is nearest to x: the first of equals.
 template <class V>
-LOWBIT_ALWAYS_INLINE void nearest_e2m1(std::size_t n, const V& d, const V* x, V* codes) noexcept {
+LOWBIT_ALWAYS_INLINE V nearest_by_scan(const codebook& table, const V& d, const V& x) noexcept {
+  V best(0.0f), least = magnitude(rounded_product(V(table.values[0]), d) - x);
+  for (unsigned c = 1; c < table.size; ++c) {
+    const V e = magnitude(rounded_product(V(table.values[c]), d) - x);
+    const auto better = e < least;
+    least = select(better, e, least);
+    best = select(better, V(static_cast<float>(c)), best);
+  }
+  return best;
+}
+
+/// The codes of E2M1 (four bits: a sign over eight magnitudes) whose values times d are nearest to x[0, n), none larger than `most`: what
+/// ggml's scan over all codes finds. Comparing with what lies midway gives the same (of two the lesser magnitude, and zero without a sign)
+/// as long as products with d, and differences near them, are exact. Where d is zero, saturated, or near the largest float, the scan decides.
+template <class V>
+LOWBIT_ALWAYS_INLINE void nearest_e2m1(std::size_t n, const V& d, const V& most, const V* x, V* codes) noexcept {
   constexpr const codebook& table = e2m1_doubled;
+  if (any((most > d * V(24.0f)) | !(d < V(0x1p124f)))) {
+    for (std::size_t i = 0; i < n; ++i) codes[i] = nearest_by_scan(table, d, x[i]);
+    return;
+  }
   V bound[7];
   for (unsigned k = 0; k < 7; ++k) bound[k] = d * V((table.values[k] + table.values[k + 1]) / 2);
-  const auto nothing = d == V(0.0f);
   for (std::size_t i = 0; i < n; ++i) {
     const V size = magnitude(x[i]);
     V code(0.0f);
     for (const V& b : bound) code = code + select(size > b, V(1.0f), V(0.0f));
-    codes[i] = select(nothing, V(0.0f), select((x[i] < V(0.0f)) & (code > V(0.0f)), code + V(8.0f), code));
+    codes[i] = select((x[i] < V(0.0f)) & (code > V(0.0f)), code + V(8.0f), code);
   }
 }
 
@@ -211,10 +227,11 @@ LOWBIT_ALWAYS_INLINE void nearest_e2m1(std::size_t n, const V& d, const V* x, V*
 template <block_format F, class V>
 void quantise_power(const V* x, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
-  b.scale = map_lanes(magnitude(largest(x, s.block)), [](float most) LOWBIT_INLINE_LAMBDA {
-    return e8m0_half_to_float(most > 0 ? static_cast<std::uint8_t>(static_cast<int>(std::floor(std::log2(most))) - 2 + 127) : std::uint8_t{0});
+  const V most = magnitude(largest(x, s.block));
+  b.scale = map_lanes(most, [](float m) LOWBIT_INLINE_LAMBDA {
+    return e8m0_half_to_float(m > 0 ? static_cast<std::uint8_t>(static_cast<int>(std::floor(std::log2(m))) - 2 + 127) : std::uint8_t{0});
   });
-  nearest_e2m1(s.block, b.scale, x, b.codes);
+  nearest_e2m1(s.block, b.scale, most, x, b.codes);
 }
 
 /// nvfp4: the largest magnitude of 16 on the value 6.
@@ -222,13 +239,14 @@ template <block_format F, class V>
 void quantise_e4m3(const V* x, lane_blocks<F, V>& b) noexcept {
   constexpr const format_spec& s = spec_of<F>;
   for (std::size_t j = 0; j < s.sub_blocks(); ++j) {
-    b.sub_scale[j] = map_lanes(magnitude(largest(x + j * s.sub, s.sub)) / V(6.0f), [](float wanted) LOWBIT_INLINE_LAMBDA {
+    const V most = magnitude(largest(x + j * s.sub, s.sub));
+    b.sub_scale[j] = map_lanes(most / V(6.0f), [](float wanted) LOWBIT_INLINE_LAMBDA {
       const std::uint8_t nearest = to_e4m3(wanted);
       // ggml's conversion knows neither the step from the subnormals up to the first normal number nor numbers between 240 and 448.
       return static_cast<float>(nearest >= 0x78 ? 0x7e : nearest == 8 && wanted < 0x1p-6f ? 7 : nearest);
     });
     const V d = map_lanes(b.sub_scale[j], [](float bits) LOWBIT_INLINE_LAMBDA { return e4m3_half_to_float(static_cast<std::uint8_t>(bits)); });
-    nearest_e2m1(s.sub, d, x + j * s.sub, b.codes + j * s.sub);
+    nearest_e2m1(s.sub, d, most, x + j * s.sub, b.codes + j * s.sub);
   }
 }
 
@@ -259,7 +277,7 @@ inline constexpr bool searched = weighted<F> && !one_of<F, q4_0, q4_1, q5_0, q5_
 template <block_format F>
 inline constexpr bool in_lanes = weighted<F> || one_of<F, mxfp4, nvfp4, q1_0>;
 
-/// Quantises blocks. Types that need no search without importance expect some.
+/// Quantises blocks. Expects importance for the types of weighted that are not searched.
 template <block_format F, class V>
   requires in_lanes<F>
 void quantise_lanes(const lane_weights<V>& in, lane_blocks<F, V>& b) noexcept {

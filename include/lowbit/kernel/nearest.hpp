@@ -129,7 +129,6 @@ class nearest_rows {
 
   /// A number as its bits, and what they stand for.
   LOWBIT_ALWAYS_INLINE static lanes stored(number type, const lanes& value, std::uint32_t* bits) noexcept {
-    float number[n];
     if (type == number::f16) {
       std::uint16_t half[n];
       simd::store_f16<Arch>(half, value.part[0], Arch{});
@@ -138,12 +137,13 @@ class nearest_rows {
       back.part[0] = simd::load_f16<Arch>(half, Arch{});
       return back;
     }
-    value.store(number);
+    float lane[n];
+    value.store(lane);
     for (std::size_t l = 0; l < n; ++l) {
-      bits[l] = number_bits(type, number[l]);
-      number[l] = number_value(type, bits[l]);
+      bits[l] = number_bits(type, lane[l]);
+      lane[l] = number_value(type, bits[l]);
     }
-    return lanes::load(number);
+    return lanes::load(lane);
   }
 
   /// Scales that spread the codes over the whole range.

@@ -161,7 +161,7 @@ struct lane_types {
   }
   template <class Arch>
   static bool quantise(const quantise_args& a) noexcept {
-    bool numbers = true;
+    bool numbers = false;
     (void)((a.spec->gguf == spec_of<F>.gguf && (numbers = quantise_blocks<Arch, F>(a), true)) || ...);
     return numbers;
   }
@@ -176,7 +176,7 @@ LOWBIT_ALWAYS_INLINE constexpr bool can_quantise_as_ggml(const format_spec& s, b
 }
 /// Whether it has one by its blocks' ranges: plain floats, and blocks with one scale.
 LOWBIT_ALWAYS_INLINE constexpr bool can_quantise_by_range(const format_spec& s) noexcept {
-  return !s.is_recoded() && !s.sub_scale.present() && !s.sub_minimum.present();
+  return !s.is_recoded() && s.sub_blocks() == 1 && !s.sub_scale.present() && !s.sub_minimum.present();
 }
 
 /// Quantises rows. Returns whether all scales are numbers: with importance, weights above 1e18 can break a search. Expects one of the

@@ -24,6 +24,12 @@ namespace lowbit::kernel {
 
 LOWBIT_ALWAYS_INLINE constexpr bool has_offset(const format_spec& s) noexcept { return s.minimum.present() || s.zero_point.present(); }
 
+/// Whether a block's scale, or its sub-scales, are numbers without a sign.
+LOWBIT_ALWAYS_INLINE constexpr bool has_unsigned_scale(const format_spec& s) noexcept {
+  const number type = s.sub_number != number::none ? s.sub_number : s.scale.type;
+  return type == number::e8m0_half || type == number::e4m3_half;
+}
+
 /// An unrounded scale and the value of the lowest code (offset formats only).
 template <class V>
 struct real_scale {
@@ -37,7 +43,7 @@ LOWBIT_ALWAYS_INLINE V finite_or_zero(const V& v) noexcept {
 }
 
 /// The scale that spreads the codes over a range. Symmetric formats put the larger end on the level of the larger magnitude,
-/// with its sign, so that all codes are used (as GGUF's Q4_0 does).
+/// with its sign, so that all codes are used (as GGUF's Q4_0 does); where a scale has no sign, both ends lie within the levels.
 template <class V>
 LOWBIT_ALWAYS_INLINE real_scale<V> scale_for(const format_spec& s, V low, V high) noexcept {
   const level_range levels = levels_of(s);
@@ -49,6 +55,7 @@ LOWBIT_ALWAYS_INLINE real_scale<V> scale_for(const format_spec& s, V low, V high
     }
     return {(high - low) / V(levels.highest - levels.lowest), low};
   }
+  if (has_unsigned_scale(s)) return {greater(low / V(levels.lowest), levels.highest > 0 ? high / V(levels.highest) : V(0.0f)), V(0.0f)};
   const V extreme = select(negated(low) > high, low, high);
   if (-levels.lowest == levels.highest) return {magnitude(extreme) / V(levels.highest), V(0.0f)};
   return {extreme / V(-levels.lowest > levels.highest ? levels.lowest : levels.highest), V(0.0f)};

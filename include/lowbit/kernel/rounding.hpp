@@ -151,7 +151,8 @@ class code_lanes {
     if constexpr (Rule == code_rule::even) {
       // 1.5 * 2^23: adding it leaves no bits for a fraction, and the integer in the lowest.
       const floats magic(12582912.0f);
-      const floats sum = xsimd::min(xsimd::max(level, lowest_ - map.zero_point), highest_ - map.zero_point) + magic;
+      const floats above = simd::greater<Arch>(level, lowest_ - map.zero_point, Arch{});
+      const floats sum = simd::lesser<Arch>(above, highest_ - map.zero_point, Arch{}) + magic;
       return {(xsimd::bitwise_cast<std::int32_t>(sum) + (xsimd::to_int(map.zero_point) + shift_)) & mask_, sum - magic};
     } else if constexpr (Rule == code_rule::table) {
       ints place(0);
@@ -159,7 +160,8 @@ class code_lanes {
         place += xsimd::select(xsimd::batch_bool_cast<std::int32_t>(level > floats(values_.bounds[k])), ints(1), ints(0));
       return {xsimd::to_int(simd::lookup16<Arch>(place, order_, Arch{})), simd::lookup16<Arch>(place, sorted_, Arch{})};
     } else if constexpr (Rule == code_rule::half_up) {
-      return {xsimd::to_int(xsimd::min(level + map.bias, highest_)), level};
+      // In this order a NaN stays one (a range that overflows), whose integer has low bits of zero, as ggml's has.
+      return {xsimd::to_int(simd::lesser<Arch>(highest_, level + map.bias, Arch{})), level};
     } else {
       // The number below one half: halves reach the next integer by the sum's own rounding, and nothing below them does.
       const floats half = xsimd::copysign(floats(0x1.fffffep-2f), level);

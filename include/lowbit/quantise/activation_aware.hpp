@@ -74,9 +74,11 @@ bool quantised_rows(const format_spec& s, matrix_view<const float> w, const floa
         const float v = scaled[r * w.cols + c] = w(r, c) * scales[c];
         probe += v * 0.0f;
       }
-    if (probe != 0.0f) return false;
     w = {scaled.data(), w.rows, w.cols};
+  } else {
+    for (std::size_t r = 0; r < w.rows; ++r) probe += LOWBIT_BEST_KERNEL(all_finite)(w.row(r), w.cols) ? 0.0f : std::numeric_limits<float>::quiet_NaN();
   }
+  if (probe != 0.0f) return false;
   nearest_values<Fit>(s, w, about, out);
   for (std::size_t r = 0; r < w.rows; ++r, out += w.cols)
     for (std::size_t c = 0; c < w.cols; ++c) {

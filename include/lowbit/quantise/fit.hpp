@@ -46,7 +46,7 @@ struct input_statistics {
 /// Which whole rows a fit leaves to kernel::quantise_rows when they are rounded to nearest; the bytes are the same.
 struct row_kernels {
   bool as_ggml = false;     ///< GGUF's types
-  bool by_range = false;    ///< blocks with one scale, that are not GGUF's or that as_ggml does not take
+  bool by_range = false;    ///< blocks with one scale, GGUF's only where as_ggml is false
   bool weighted = false;    ///< GGUF's types by the channels' importance, where it is given
 };
 
