@@ -3,6 +3,8 @@
 #include "command.hpp"
 #include "tiny_model.hpp"
 
+#include <lowbit/io/checkpoint.hpp>
+
 #include <nlohmann/json.hpp>
 
 #include <doctest/doctest.h>
@@ -94,6 +96,31 @@ TEST_CASE("verify hashes good files and names what is wrong with bad ones") {
   check_refused("verify " + model, {"tiny.bin", "not a GGUF file"});
   check_refused("quantise " + model + " " + folder / "parts" + " --format nf4 --split 1K", {"nf4", "only GGUF is written in parts"});
   CHECK(!std::filesystem::exists(folder / "parts"));
+}
+
+TEST_CASE("verify looks at quantised weights in folders: what lowbit writes is good, and a weight whose parts do not fit is named") {
+  const temporary_folder folder;
+  const std::string source = write_tiny_model(folder);
+  for (const std::string_view layout : lowbit::layout_names()) {
+    const std::string name{layout}, out = folder / name;
+    CAPTURE(name);
+    REQUIRE(run("convert " + source + ' ' + out + " --to " + name).code == 0);
+    const outcome good = run("verify " + out);
+    CHECK_MESSAGE(good.code == 0, good.out);
+    std::string bytes = read_bytes(out + "/model.safetensors");
+    for (const std::string part : {"q_proj.scales\"", "q_proj.weight_scale\"", "q_proj.SCB\"", "q_proj.weight.absmax\"", "q_proj_scales\""})
+      if (const std::size_t at = bytes.find(part); at != bytes.npos) bytes[at + part.size() - 2] = '_';  // one part has another name
+    write_bytes(out + "/model.safetensors", bytes);
+    const outcome bad = run("verify " + out);
+    CHECK(bad.code == 2);
+    CHECK_MESSAGE(bad.out.find("q_proj") != std::string::npos, bad.out);
+  }
+  // Codes without their scales' partner: the codes' tensor is missing.
+  const std::string out = folder / "gptq_v2";
+  std::string bytes = read_bytes(out + "/model.safetensors");
+  bytes[bytes.find("up_proj.qweight\"") + 14] = '_';
+  write_bytes(out + "/model.safetensors", bytes);
+  CHECK(run("verify " + out).out.find("belongs to a weight whose codes are missing") != std::string::npos);
 }
 
 TEST_CASE("a cache of panels is made, used, and made again when the model changes") {

@@ -213,6 +213,64 @@ for name, data in {
 }.items():
     save("safetensors", name, data)
 
+# Checkpoint layouts: a quantization_config, a zero, a safetensors file --------------------------------------------------------------
+def checkpoint(config, parts):
+    """parts: name -> (dtype, shape, bytes)."""
+    header, body = {}, b""
+    for name, (dtype, shape, data) in parts.items():
+        header[name] = tensor(dtype, shape, len(body), len(body) + len(data))
+        body += data
+    return json.dumps(config).encode() + b"\0" + safetensors(header, body)
+
+
+def scrambled(count, seed):
+    return struct.pack(f"<{count}I", *((seed + i * 2654435761) & 0xFFFFFFFF for i in range(count)))
+
+
+half, single = struct.pack("<e", 0.03125), struct.pack("<f", 0.03125)
+gptq = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": False}
+gptq_parts = {"m.qweight": ("I32", [8, 32], scrambled(256, 1)), "m.qzeros": ("I32", [2, 4], b"\x77" * 32), "m.scales": ("F16", [2, 32], half * 64),
+              "m.g_idx": ("I32", [64], struct.pack("<64i", *(i % 2 for i in range(64))))}
+awq_parts = {"m.qweight": ("I32", [64, 2], scrambled(128, 2)), "m.qzeros": ("I32", [2, 2], b"\x77" * 16), "m.scales": ("F16", [2, 16], half * 32)}
+packed_parts = {"m.weight_packed": ("I32", [16, 8], scrambled(128, 3)), "m.weight_scale": ("F16", [16, 2], half * 32),
+                "m.weight_shape": ("I64", [2], struct.pack("<2q", 16, 64))}
+nvfp4_parts = {"m.weight_packed": ("U8", [16, 32], scrambled(128, 4)), "m.weight_scale": ("F8_E4M3", [16, 4], b"\x38" * 64),
+               "m.weight_global_scale": ("F32", [1], single)}
+mxfp4_parts = {"m.weight_packed": ("U8", [16, 32], scrambled(128, 5)), "m.weight_scale": ("U8", [16, 2], b"\x78" * 32)}
+int8_parts = {"m.weight": ("I8", [16, 64], scrambled(256, 6)), "m.SCB": ("F32", [16], single * 16), "m.weight_format": ("U8", [], b"\0")}
+state = json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [16, 64]}).encode()
+levels = struct.pack("<16f", -1, -.6961928, -.52507305, -.39491749, -.28444138, -.18477343, -.09105004, 0, .0795803, .1609302, .2461123, .33791524, .44070983, .562617,
+                     .72295684, 1)
+nf4_parts = {"m.weight": ("U8", [512, 1], scrambled(128, 7)), "m.weight.absmax": ("F32", [16], single * 16), "m.weight.quant_map": ("F32", [16], levels),
+             "m.weight.quant_state.bitsandbytes__nf4": ("U8", [len(state)], state)}
+compressed = {"quant_method": "compressed-tensors", "format": "pack-quantized",
+              "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32, "symmetric": True, "strategy": "group"}}}}
+bitsandbytes = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+good = {"gptq": (gptq, gptq_parts), "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, awq_parts),
+        "compressed_tensors": (compressed, packed_parts), "nvfp4": ({**compressed, "format": "nvfp4-pack-quantized"}, nvfp4_parts),
+        "mxfp4": ({**compressed, "format": "mxfp4-pack-quantized"}, mxfp4_parts),
+        "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, int8_parts), "nf4": (bitsandbytes, nf4_parts), "unsaid": (None, gptq_parts)}
+for name, (config, parts) in good.items():
+    save("checkpoint", name, checkpoint(config, parts))
+    for part in list(parts)[1:]:
+        save("checkpoint", f"{name}_without_{part.rsplit('.', 1)[1]}", checkpoint(config, {k: v for k, v in parts.items() if k != part}))
+    dtype, shape, data = parts[list(parts)[0]]
+    shorter = data[:len(data) // shape[0] * (shape[0] - 1)]
+    save("checkpoint", f"bad_{name}_short", checkpoint(config, {**parts, list(parts)[0]: (dtype, [shape[0] - 1, *shape[1:]], shorter)}))
+for name, data in {
+    "bad_group": checkpoint(gptq, {**gptq_parts, "m.g_idx": ("I32", [64], struct.pack("<64i", *[9999] * 64))}),
+    "bad_group_negative": checkpoint(gptq, {**gptq_parts, "m.g_idx": ("I32", [64], struct.pack("<64i", *[-1] * 64))}),
+    "bad_shape_huge": checkpoint(compressed, {**packed_parts, "m.weight_shape": ("I64", [2], struct.pack("<2q", 1 << 40, 1 << 40))}),
+    "bad_shape_negative": checkpoint(compressed, {**packed_parts, "m.weight_shape": ("I64", [2], struct.pack("<2q", -16, 64))}),
+    "bad_global_scale": checkpoint(good["nvfp4"][0], {**nvfp4_parts, "m.weight_global_scale": ("F32", [1], struct.pack("<f", 1e-44))}),
+    "bad_scale_nan": checkpoint(good["nvfp4"][0], {**nvfp4_parts, "m.weight_scale": ("F8_E4M3", [16, 4], b"\x7f" * 64)}),
+    "bad_marker": checkpoint(good["int8"][0], {**int8_parts, "m.weight_format": ("U8", [], b"\1")}),
+    "bad_state": checkpoint(bitsandbytes, {**nf4_parts, "m.weight.quant_state.bitsandbytes__nf4": ("U8", [4], b"{]{]")}),
+    "bad_method": checkpoint({"quant_method": "hqq"}, gptq_parts), "bad_config": checkpoint([], gptq_parts), "bad_config_json": b"{\0",
+    "huge_bits": checkpoint({**gptq, "bits": 1 << 62, "group_size": -3}, gptq_parts)}.items():
+    save("checkpoint", name, data)
+
+# Shard indexes ---------------------------------------------------------------------------------------------------------------------
 index = {"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
 save("shard_index", "good", json.dumps(index))
 for name, file in {"parent": "../a", "absolute": "/etc/passwd", "dots": "..", "dot": ".", "empty": "", "backslash": "..\\a", "nul": "a\0b", "number": 7}.items():

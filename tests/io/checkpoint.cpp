@@ -511,6 +511,24 @@ TEST_CASE("parts that are missing or contradict each other are refused, naming t
     t.put("m.g_idx", "I32", {128}, index);
     refused(t, config_of(*find_family("gptq_v2"), 4, 64), "input 77");
   }
+  quantisation_config reordered = config_of(*find_family("gptq_v2"), 4, 64);
+  reordered.hints.reordered = true;
+  t.all.erase("m.g_idx");
+  refused(t, reordered, "'m.g_idx' is missing");
+
+  packed_matrix bytes = random_matrix(uniform_format(8, 64, true, number::f32), 32, 64, 3);
+  bytes.set_factor(bitsandbytes_int8.constant);
+  tensors marked(*checkpoint_parts("m", bytes.view(), bitsandbytes_int8));
+  REQUIRE(find_weight(marked.finder(), "m")->ok());
+  marked.put("m.weight_format", "U8", {}, std::vector<std::uint8_t>{1});
+  refused(marked, {}, "another order");
+  for (const float scale : {1e-44f, 0.0f, -1.0f, INFINITY, NAN}) {  // that divides
+    packed_matrix tiny(spec_of<nvfp4>, 4, 64);
+    tiny.set_factor(0.5);
+    tensors four_bits(*checkpoint_parts("m", tiny.view(), *find_family("compressed-tensors-nvfp4")));
+    four_bits.put("m.weight_global_scale", "F32", {1}, std::vector<float>{scale});
+    refused(four_bits, {}, "weight_global_scale");
+  }
   packed_matrix fp(spec_of<nvfp4>, 4, 64);
   fp.row(1)[2] = 0x7f;  // NaN
   refused(tensors(*checkpoint_parts("m", fp.view(), *find_family("modelopt"))), {}, "out of range");

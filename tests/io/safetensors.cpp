@@ -123,5 +123,7 @@ TEST_CASE("shards are read through their index, which cannot name files elsewher
   CHECK(index(R"({"weight_map":{"a":".."}})").error().kind == errc::malformed);
   CHECK(index(R"({"weight_map":{"a":"three.safetensors"}})").error().kind == errc::io);
   CHECK(index(R"({"weight_map":{"c":"one.safetensors"}})").error().kind == errc::not_found);
+  CHECK(index(R"({"weight_map":{"a":"two.safetensors","b":"one.safetensors"}})").error().kind == errc::not_found);
+  CHECK(index(R"({"weight_map":{}})").error().kind == errc::malformed);
   CHECK(index(R"([])").error().kind == errc::malformed);
 }

@@ -44,9 +44,10 @@ lowbit::result<contents> read_gguf_file(const std::string& path) {
   const auto content = lowbit::read_gguf(file->bytes());
   if (!content) return lowbit::failure{content.error().kind, path + ": " + content.error().message};
   contents c{"GGUF", json::object(), {}};
+  auto& entries = c.metadata.get_ref<json::object_t&>();  // keys are unique already, and may be many: not looked for one by one
   for (const auto& e : content->metadata.entries()) {
-    if (const auto* scalar = std::get_if<lowbit::gguf_scalar>(&e.value)) std::visit([&](const auto& v) { c.metadata[e.key] = v; }, *scalar);
-    else std::visit([&](const auto& v) { c.metadata[e.key] = to_json(v); }, std::get<lowbit::gguf_array>(e.value));
+    if (const auto* scalar = std::get_if<lowbit::gguf_scalar>(&e.value)) std::visit([&](const auto& v) { entries.push_back({e.key, v}); }, *scalar);
+    else std::visit([&](const auto& v) { entries.push_back({e.key, to_json(v)}); }, std::get<lowbit::gguf_array>(e.value));
   }
   for (const lowbit::gguf_tensor& t : content->tensors)
     c.tensors.push_back({t.name, std::string{lowbit::find_gguf_type(t.type)->name}, {t.dims.rbegin(), t.dims.rend()}, t.data.size()});

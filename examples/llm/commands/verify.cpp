@@ -1,9 +1,10 @@
 // `lowbit verify FILE`: a GGUF or safetensors file, or a folder of them, looked at to the last byte: its structure, every weight, and a hash
-// of every tensor.
+// of every tensor. Tensors that make a quantised weight together are looked at as that weight.
 #include "commands.hpp"
 #include "progress.hpp"
 
 #include "../engine/thread_pool.hpp"
+#include "../files/hf.hpp"
 
 #include <lowbit/io/gguf_model.hpp>
 #include <lowbit/io/integrity.hpp>
@@ -14,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include <filesystem>
+#include <map>
 #include <mutex>
 
 namespace llm {
@@ -34,10 +36,11 @@ struct subject {
   const lowbit::format_spec* spec = nullptr;    // null: integers and other types without weights
   std::size_t rows = 0, cols = 0;
   std::function<lowbit::result<lowbit::mapped_file>(std::size_t first, std::size_t bytes)> map;
+  std::function<lowbit::result<lowbit::weight_findings>()> weight{};  // not a tensor, but what several make
 };
 
 struct verdict {
-  std::string sha256;
+  std::string sha256, problem;
   lowbit::weight_findings found;
 };
 
@@ -70,13 +73,59 @@ lowbit::result<std::vector<subject>> open_gguf_subjects(const std::string& path)
   return all;
 }
 
+/// The quantised weight of a module, where there is one; `expected`: there has to be one.
+subject quantised_weight(std::shared_ptr<const lowbit::safetensors_model> model, const std::string& module, bool expected,
+                         const lowbit::quantisation_config& settings) {
+  subject s;
+  s.name = module;
+  s.weight = [model = std::move(model), module, expected, settings]() -> lowbit::result<lowbit::weight_findings> {
+    lowbit::safetensors_parts parts(*model);
+    const auto found = find_quantised(parts, module, settings);
+    if (!found && expected) return lowbit::failure{lowbit::errc::not_found, "module '" + module + "' has codes, but not what would make them a weight"};
+    if (!found) return lowbit::weight_findings{};
+    if (!*found) return found->error();
+    lowbit::serial_executor serial;
+    const auto w = (*found)->read(serial);
+    if (!w) return w.error();
+    return lowbit::find_in_weights(w->view());
+  };
+  return s;
+}
+
+/// A part of a weight that has no codes.
+subject orphan(const std::string& name) {
+  subject s;
+  s.name = name;
+  s.weight = [name]() -> lowbit::result<lowbit::weight_findings> {
+    return lowbit::failure{lowbit::errc::not_found, "tensor '" + name + "' belongs to a weight whose codes are missing"};
+  };
+  return s;
+}
+
 lowbit::result<std::vector<subject>> open_safetensors_subjects(const std::string& path) {
   auto opened = lowbit::safetensors_model::open(path);
   if (!opened) return std::move(opened).error();
   const auto model = std::make_shared<const lowbit::safetensors_model>(*std::move(opened));
+  std::error_code ignored;
+  auto settings = std::filesystem::is_directory(path, ignored) ? read_quantisation(path) : lowbit::quantisation_config{};
+  if (!settings && settings.error().kind != lowbit::errc::unsupported) return settings.error();
+  // A shard may lack what another one has; of a method that is not read nothing is known.
+  const bool whole = settings && path.find("-of-") == path.npos;
+  const auto module_with = [&](const lowbit::safetensor& t) { return whole && !lowbit::is_checkpoint_part(t.name) ? module_of(*model, t) : std::nullopt; };
+  std::map<std::string, bool, std::less<>> modules;  // whether the configuration says that such integers are codes
+  for (const lowbit::safetensors_model::tensor& t : model->tensors())
+    if (auto module = module_with(t)) modules.emplace(*std::move(module), !settings->method.empty() && (t.dtype == "I8" || t.dtype == "U8" || t.dtype == "I32"));
+  const auto has_codes = [&](std::string_view part) {  // m.scales, m_scales and m.weight.absmax are parts of m
+    for (std::size_t end = part.find_first_of("._"); end != part.npos; end = part.find_first_of("._", end + 1))
+      if (modules.contains(part.substr(0, end))) return true;
+    return false;
+  };
   std::vector<subject> all;
+  for (const auto& [module, expected] : modules) all.push_back(quantised_weight(model, module, expected, *settings));
   for (const lowbit::safetensors_model::tensor& t : model->tensors()) {
-    subject s{t.name, t.dtype, t.shape, t.bytes, format_of_dtype(t.dtype), 1, 1, {}};
+    const bool is_part = !modules.empty() && lowbit::is_checkpoint_part(t.name);
+    if (is_part && !has_codes(t.name)) all.push_back(orphan(t.name));
+    subject s{t.name, t.dtype, t.shape, t.bytes, is_part || module_with(t) ? nullptr : format_of_dtype(t.dtype), 1, 1, {}};
     if (!t.shape.empty()) s.cols = static_cast<std::size_t>(t.shape.back());
     for (std::size_t i = 0; i + 1 < t.shape.size(); ++i) s.rows *= static_cast<std::size_t>(t.shape[i]);
     s.map = [model, &t](std::size_t first, std::size_t bytes) { return model->map(t, first, bytes); };
@@ -90,6 +139,12 @@ lowbit::result<verdict> examine(const subject& s) {
   constexpr std::size_t at_once = std::size_t{16} << 20;
   const std::size_t row = s.spec != nullptr ? s.spec->row_bytes(s.cols) : 1, step = std::max<std::size_t>(1, at_once / std::max<std::size_t>(row, 1)) * row;
   verdict v;
+  if (s.weight) {
+    auto found = s.weight();
+    if (found) v.found = *std::move(found);
+    else v.problem = found.error().message;
+    return v;
+  }
   lowbit::sha256 hash;
   for (std::size_t at = 0; at < s.bytes; at += step) {
     const std::size_t bytes = std::min(step, s.bytes - at);
@@ -104,8 +159,10 @@ lowbit::result<verdict> examine(const subject& s) {
 }
 
 /// One line for each kind of finding of a tensor.
-std::vector<std::pair<std::string, bool>> lines_of(const subject& s, const lowbit::weight_findings& f, bool allow_zero_blocks) {
+std::vector<std::pair<std::string, bool>> lines_of(const subject& s, const verdict& v, bool allow_zero_blocks) {
   std::vector<std::pair<std::string, bool>> lines;
+  const lowbit::weight_findings& f = v.found;
+  if (!v.problem.empty()) lines.emplace_back(v.problem, true);
   const bool floats = s.spec != nullptr && s.spec->is_float();
   const auto add = [&](const lowbit::weight_findings::kind& k, const char* things, const char* what, bool counts) {
     if (k.count != 0)
@@ -140,14 +197,17 @@ lowbit::status run(const options& o, const common_options& common) {
   bar.clear();
   if (problem) return *problem;
 
-  std::size_t findings = 0;
+  std::size_t findings = 0, tensor_count = 0;
   json tensors = json::array(), list = json::array();
   std::vector<std::string> lines;
   for (std::size_t i = 0; i < subjects->size(); ++i) {
     const subject& s = (*subjects)[i];
-    tensors.push_back({{"name", s.name}, {"type", s.type}, {"shape", s.shape}, {"bytes", s.bytes}, {"sha256", verdicts[i].sha256}});
-    if (!common.json) fmt::print("{}  {:<8} {}\n", verdicts[i].sha256, s.type, s.name);
-    for (auto& [line, counts] : lines_of(s, verdicts[i].found, o.allow_zero_blocks)) {
+    if (!s.weight) {
+      ++tensor_count;
+      tensors.push_back({{"name", s.name}, {"type", s.type}, {"shape", s.shape}, {"bytes", s.bytes}, {"sha256", verdicts[i].sha256}});
+      if (!common.json) fmt::print("{}  {:<8} {}\n", verdicts[i].sha256, s.type, s.name);
+    }
+    for (auto& [line, counts] : lines_of(s, verdicts[i], o.allow_zero_blocks)) {
       findings += counts;
       list.push_back({{"tensor", s.name}, {"what", line}, {"is_error", counts}});
       lines.push_back(std::move(line));
@@ -158,8 +218,8 @@ lowbit::status run(const options& o, const common_options& common) {
   } else {
     for (const std::string& line : lines) fmt::print("{}\n", line);
   }
-  if (findings != 0) return lowbit::failure{lowbit::errc::bad_value, fmt::format("{}: {} finding{} in {} tensors", o.path, findings, findings == 1 ? "" : "s", subjects->size())};
-  if (!common.json) fmt::print("{}: {} tensors, nothing found\n", o.path, subjects->size());
+  if (findings != 0) return lowbit::failure{lowbit::errc::bad_value, fmt::format("{}: {} finding{} in {} tensors", o.path, findings, findings == 1 ? "" : "s", tensor_count)};
+  if (!common.json) fmt::print("{}: {} tensors, nothing found\n", o.path, tensor_count);
   return lowbit::done{};
 }
 

@@ -1,4 +1,5 @@
 // Hugging Face folders: config.json, tokenizer.json, and the tensors in model.safetensors or its shards.
+#include "hf.hpp"
 #include "hf_json.hpp"
 #include "load.hpp"
 #include "names.hpp"
@@ -28,25 +29,31 @@ const lowbit::format_spec* float_format(std::string_view dtype) {
   return nullptr;
 }
 
-// What the model's files say of its quantisation: a part of config.json, or a file of AutoGPTQ's or AutoAWQ's.
-lowbit::result<lowbit::quantisation_config> read_quantisation(const fs::path& folder, const nlohmann::json& config) {
-  nlohmann::json found = config.value("quantization_config", nlohmann::json());
-  fs::path path = folder / "config.json";
+}  // namespace
+
+lowbit::result<lowbit::quantisation_config> read_quantisation(const std::string& folder) {
+  const fs::path path{folder};
+  std::error_code ignored;
+  nlohmann::json found;
+  fs::path from = path / "config.json";
+  if (fs::exists(from, ignored)) {
+    const auto config = read_json(from);
+    if (!config) return config.error();
+    found = config->value("quantization_config", nlohmann::json());
+  }
   for (const char* const name : {"quantize_config.json", "quant_config.json"}) {
-    std::error_code ignored;
-    if (!found.is_null() || !fs::exists(folder / name, ignored)) continue;
-    path = folder / name;
-    auto read = read_json(path);
+    if (!found.is_null() || !fs::exists(path / name, ignored)) continue;
+    from = path / name;
+    auto read = read_json(from);
     if (!read) return std::move(read).error();
     found = *std::move(read);
     if (!found.contains("quant_method")) found["quant_method"] = found.contains("w_bit") ? "awq" : "gptq";
   }
   auto settings = lowbit::read_quantisation_config(nlohmann::ordered_json(found));
-  if (!settings) return lowbit::failure{settings.error().kind, path.string() + ": " + settings.error().message};
+  if (!settings) return lowbit::failure{settings.error().kind, from.string() + ": " + settings.error().message};
   return settings;
 }
 
-// A quantised weight, or nothing where there is none; a failure too where the system did not map its tensors.
 std::optional<lowbit::result<lowbit::checkpoint_weight>> find_quantised(lowbit::safetensors_parts& parts, const std::string& module,
                                                                         const lowbit::quantisation_config& settings) {
   auto w = lowbit::find_weight([&](const std::string& name) { return parts.find(name); }, module, settings);
@@ -54,7 +61,11 @@ std::optional<lowbit::result<lowbit::checkpoint_weight>> find_quantised(lowbit::
   return w;
 }
 
-}  // namespace
+std::optional<std::string> module_of(const lowbit::safetensors_model& model, const lowbit::safetensor& t) {
+  const bool has_state = model.find(t.name + ".quant_state.bitsandbytes__nf4") != nullptr || model.find(t.name + ".quant_state.bitsandbytes__fp4") != nullptr;
+  if (float_format(t.dtype) != nullptr && !has_state) return std::nullopt;
+  return lowbit::module_with_codes(t.name);
+}
 
 lowbit::result<checkpoint> open_hf(const std::string& folder) {
   const fs::path path{folder};
@@ -85,8 +96,9 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
   c.kind = "safetensors";
   c.config = *std::move(numbers);
   c.words = *std::move(words);
-  const bool tied = config->value("tie_word_embeddings", false);
-  auto read_settings = read_quantisation(path, *config);
+  const auto tied = is_tied((path / "config.json").string(), *config);
+  if (!tied) return tied.error();
+  auto read_settings = read_quantisation(folder);
   if (!read_settings) return std::move(read_settings).error();
   const auto quantisation = std::make_shared<const lowbit::quantisation_config>(*std::move(read_settings));
   c.folder = folder;
@@ -94,7 +106,7 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
     const auto fail = [&](lowbit::errc kind, const std::string& what) {
       return lowbit::failure{kind, folder + ": tensor " + t.name + ' ' + what};
     };
-    if (t.name.ends_with(".rotary_emb.inv_freq") || (tied && t.name.starts_with("lm_head."))) continue;  // computed; a copy
+    if (t.name.ends_with(".rotary_emb.inv_freq") || (*tied && t.name.starts_with("lm_head."))) continue;  // computed; a copy
     if (lowbit::is_checkpoint_part(t.name)) continue;
     if (t.name.ends_with(".bias")) {  // some GPTQ tools write biases of zeros for layers that have none
       const auto data = model->map(t);
@@ -102,11 +114,8 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
       if (std::any_of(data->bytes().begin(), data->bytes().end(), [](std::uint8_t b) { return b != 0; })) return fail(lowbit::errc::unsupported, "is a bias, which is not supported");
       continue;
     }
-    // Floats are no codes, and not mapped here, unless bitsandbytes keeps its bytes under a float's type (quant_storage).
     const lowbit::format_spec* const spec = float_format(t.dtype);
-    const bool may_be_codes = spec == nullptr || model->find(t.name + ".quant_state.bitsandbytes__nf4") != nullptr ||
-                              model->find(t.name + ".quant_state.bitsandbytes__fp4") != nullptr;
-    const auto module = may_be_codes ? lowbit::module_with_codes(t.name) : std::nullopt;
+    const auto module = module_of(*model, t);
     const auto name = gguf_name(module ? *module + ".weight" : t.name);
     if (!name) return fail(lowbit::errc::unsupported, "is not part of a Llama");
     if (module) {

@@ -139,6 +139,10 @@ lowbit::result<model_config> read_hf_config(std::string_view path, const json& j
   });
 }
 
+lowbit::result<bool> is_tied(std::string_view path, const json& j) {
+  return guarded(path, [&]() -> lowbit::result<bool> { return value_or(j, "tie_word_embeddings", false); });
+}
+
 lowbit::result<vocabulary> read_hf_tokeniser(std::string_view path, const json& j, const json& settings, const json& config) {
   return guarded(path, [&]() -> lowbit::result<vocabulary> {
     const json& model = j.at("model");

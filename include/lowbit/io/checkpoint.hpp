@@ -65,6 +65,7 @@ inline result<quantisation_config> read_quantisation_config(const nlohmann::orde
     const std::string format = either("checkpoint_format", "format");
     c.family = find_family(format.empty() ? "gptq" : format);
     if (c.family == nullptr || c.family->method != "gptq") return failure{errc::unsupported, "checkpoints of GPTQ format \"" + format + "\" are not read"};
+    c.hints.reordered = j.contains("desc_act") && j["desc_act"].is_boolean() && j["desc_act"].get<bool>();
   } else if (c.method == "awq") {
     std::string version = text(j, "version");
     for (char& ch : version) ch = static_cast<char>(ch >= 'A' && ch <= 'Z' ? ch - 'A' + 'a' : ch);
@@ -80,6 +81,7 @@ inline result<quantisation_config> read_quantisation_config(const nlohmann::orde
       c.hints.bits = static_cast<unsigned>(std::min<std::uint64_t>(number(w, "num_bits"), 64));
       c.hints.group = static_cast<std::size_t>(number(w, "group_size"));
       if (w.contains("symmetric") && w["symmetric"].is_boolean()) c.hints.symmetric = w["symmetric"].get<bool>();
+      c.hints.reordered = text(w, "actorder") == "group";
     }
   } else if (!c.method.empty() && c.method != "compressed-tensors" && c.method != "bitsandbytes" && c.method != "modelopt" && c.method != "mxfp4") {
     return failure{errc::unsupported, "checkpoints of quant_method \"" + c.method + "\" are not read"};

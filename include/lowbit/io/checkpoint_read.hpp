@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 namespace lowbit {
@@ -24,6 +25,7 @@ struct checkpoint_hints {
   std::size_t group = 0;            ///< 0: unknown; one group a row says itself
   std::optional<bool> symmetric{};
   bool no_other_width = false;      ///< `bits` is the only width to try
+  bool reordered = false;           ///< inputs are in groups by an index, without which they cannot be read
 };
 
 /// A weight whose tensors fit together. The tensors must outlive it.
@@ -279,6 +281,8 @@ std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std
   const safetensor *const zeros = tensor(f.zeros.suffix), *const index = tensor(f.index), *const shape = tensor(f.shape);
   if (zeros == nullptr && (f.zero == zero_kind::required || f.zero == zero_kind::scaled_floats)) return missing(f.zeros.suffix);
   if (shape == nullptr && !f.shape.empty()) return missing(f.shape);
+  if (const safetensor* const marker = tensor(f.marker); marker != nullptr && (marker->dtype != "U8" || marker->data.size() != 1 || marker->data[0] != 0))
+    return fail(bad_part(*marker, "is not 0: rows in another order are not read", errc::unsupported));
 
   // The width: the one that makes all extents agree; the configuration's first.
   std::array<std::int64_t, 2> stated{};
@@ -343,6 +347,8 @@ std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std
     w.groups = w.cols / w.block;
   } else if (index != nullptr) {
     if (status s = detail::order_by_group(*index, w); !s) return fail(std::move(s).error());
+  } else if (hints.reordered && !f.index.empty() && w.groups != 1) {
+    return missing(f.index);
   } else {
     const auto group = detail::group_size(w.cols, w.groups, hints.group);
     if (!group || (f.method == "awq" && w.cols % *group != 0))
@@ -361,6 +367,8 @@ std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std
     std::memcpy(&value, factor->data.data(), 4);
     if (!std::isfinite(value) || value <= 0.0f) return fail(bad_part(*factor, "is not a positive number", errc::bad_value));
     w.factor *= f.factor_divides ? 1.0 / static_cast<double>(value) : static_cast<double>(value);
+    if (w.factor > static_cast<double>(std::numeric_limits<float>::max()))
+      return fail(bad_part(*factor, "makes weights that float32 cannot hold", errc::bad_value));
   }
   // A symmetric bit of a checkpoint is -1 or 0, not lowbit's -1 or 1.
   w.spec = f.table != nullptr ? f.table : &uniform_format(w.bits, w.block, w.zeros.empty() && w.bits > 1, scale_type);

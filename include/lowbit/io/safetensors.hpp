@@ -232,6 +232,7 @@ inline result<std::map<std::string, std::string>> read_shard_index(std::string_v
       return failure{errc::malformed, what + ": '" + (name != nullptr ? *name : std::string()) + "' is not the name of a file beside it"};
     where.emplace(tensor, *name);
   }
+  if (where.empty()) return failure{errc::malformed, what + " names no tensors"};
   return where;
 }
 
@@ -261,10 +262,15 @@ class safetensors_model {
     if (!where) return where.error();
     std::set<std::string> files;
     for (const auto& [tensor, file] : *where) files.insert(file);
-    for (const std::string& name : files)
+    std::map<std::string, std::size_t> numbers;
+    for (const std::string& name : files) {
+      numbers.emplace(name, model.files_.size());
       if (status s = model.add(path.parent_path() / name); !s) return std::move(s).error();
-    for (const auto& [tensor, file] : *where)
-      if (model.find(tensor) == nullptr) return failure{errc::not_found, path.string() + ": tensor '" + tensor + "' is not in " + file};
+    }
+    for (const auto& [name, file] : *where) {
+      const tensor* const t = model.find(name);
+      if (t == nullptr || t->file != numbers.at(file)) return failure{errc::not_found, path.string() + ": tensor '" + name + "' is not in " + file};
+    }
     return model;
   }
 
