@@ -31,13 +31,13 @@ struct block_numbers {
 };
 
 template <class Arch>
-class nearest_rows {
+class rows_to_nearest {
   using floats = simd::batch<float, Arch>;
   using lanes = lane_floats<Arch, 1>;
   static constexpr std::size_t n = floats::size, most = 64;
 
  public:
-  explicit nearest_rows(const quantise_args& a) noexcept
+  explicit rows_to_nearest(const quantise_args& a) noexcept
       : a_(a), s_(*a.spec), rule_(a.as_ggml ? ggml::rule_of(s_) : rounding_rule::nearest),
         together_(s_.block >= piece ? 1 : piece / s_.block < most ? piece / s_.block : most) {}
 
@@ -100,12 +100,9 @@ class nearest_rows {
         highs.store_aligned(highs_[b]);
       }
     for (; b < count; ++b) {
-      const float* const x = x_ + b * s_.block;
-      const std::size_t size = size_of_block(b), whole = size / n, last = size % n;
-      alignas(64) float rest[n];
-      for (std::size_t i = 0; last != 0 && i < n; ++i) rest[i] = x[whole * n + (i < last ? i : 0)];
+      const std::size_t size = size_of_block(b);
       floats lows, highs;
-      range_lanes<Arch>(x, whole, last != 0 ? rest : nullptr, lows, highs);
+      range_lanes<Arch>(x_ + b * s_.block, size, lows, highs);
       if (a_.as_ggml && size < s_.block) {  // as if the weights that are missing were zero
         lows = xsimd::min(lows, floats(0.0f));
         highs = xsimd::max(highs, floats(0.0f));
@@ -209,9 +206,7 @@ class nearest_rows {
     };
     for (; i + n <= there; i += n) store_one(floats::load_unaligned(x + i));
     if (i == size) return;
-    alignas(64) float rest[n] = {};
-    for (std::size_t k = 0; i + k < there; ++k) rest[k] = x[i + k];
-    store_one(floats::load_aligned(rest));
+    store_one(load_last<Arch>(x + i, there - i, 0.0f));
     if (there == size) return;
     // What is missing at the end of a row: ggml's zeros, or zero bits.
     std::uint8_t missing = 0;

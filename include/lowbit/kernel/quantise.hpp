@@ -186,7 +186,7 @@ bool quantise_rows(const quantise_args& a) noexcept {
   if (a.spec->is_float()) {
     detail::narrow_rows<Arch>(a);
   } else if (!a.as_ggml || (a.importance == nullptr && ggml::unsearched(*a.spec))) {
-    detail::nearest_rows<Arch>(a).quantise();
+    detail::rows_to_nearest<Arch>(a).quantise();
   } else {
     return detail::lane_formats::quantise<Arch>(a);
   }

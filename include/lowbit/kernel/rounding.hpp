@@ -34,22 +34,27 @@ struct rounding_args {
 
 namespace detail {
 
-/// The least and the largest of some weights, lane by lane: of n registers, then of what is left in `rest` (null: nothing).
+/// The first `count` lanes of a register, and in the others `beyond`: what is left of a block.
 template <class Arch>
-LOWBIT_ALWAYS_INLINE void range_lanes(const float* x, std::size_t registers, const float* rest, simd::batch<float, Arch>& lows,
-                                      simd::batch<float, Arch>& highs) noexcept {
+LOWBIT_ALWAYS_INLINE simd::batch<float, Arch> load_last(const float* x, std::size_t count, float beyond) noexcept {
   using floats = simd::batch<float, Arch>;
-  lows = highs = floats::load_unaligned(registers != 0 ? x : rest);
-  for (std::size_t i = 1; i < registers; ++i) {
-    const auto v = floats::load_unaligned(x + i * floats::size);
+  alignas(64) float lane[floats::size];
+  for (std::size_t i = 0; i < floats::size; ++i) lane[i] = i < count ? x[i] : beyond;
+  return floats::load_aligned(lane);
+}
+
+/// The least and the largest of n > 0 weights, lane by lane.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void range_lanes(const float* x, std::size_t n, simd::batch<float, Arch>& lows, simd::batch<float, Arch>& highs) noexcept {
+  using floats = simd::batch<float, Arch>;
+  lows = highs = floats(*x);
+  const auto take = [&](const floats& v) LOWBIT_INLINE_LAMBDA {
     lows = xsimd::min(lows, v);
     highs = xsimd::max(highs, v);
-  }
-  if (rest != nullptr) {
-    const auto v = floats::load_unaligned(rest);
-    lows = xsimd::min(lows, v);
-    highs = xsimd::max(highs, v);
-  }
+  };
+  std::size_t i = 0;
+  for (; i + floats::size <= n; i += floats::size) take(floats::load_unaligned(x + i));
+  if (i < n) take(load_last<Arch>(x + i, n - i, *x));
 }
 
 }  // namespace detail
@@ -57,12 +62,8 @@ LOWBIT_ALWAYS_INLINE void range_lanes(const float* x, std::size_t registers, con
 /// The least and the largest of n > 0 finite weights; a zero without its sign.
 template <class Arch>
 void find_range(const float* x, std::size_t n, float* low, float* high) noexcept {
-  using floats = simd::batch<float, Arch>;
-  alignas(64) float rest[floats::size];
-  const std::size_t whole = n / floats::size, left = n % floats::size;
-  for (std::size_t i = 0; left != 0 && i < floats::size; ++i) rest[i] = x[n - 1 - (i < left ? i : 0)];
-  floats lows, highs;
-  detail::range_lanes<Arch>(x, whole, left != 0 ? rest : nullptr, lows, highs);
+  simd::batch<float, Arch> lows, highs;
+  detail::range_lanes<Arch>(x, n, lows, highs);
   *low = xsimd::reduce_min(lows) + 0.0f;
   *high = xsimd::reduce_max(highs) + 0.0f;
 }
@@ -191,14 +192,8 @@ void round_weights(const rounding_args& a) noexcept {
     detail::grid_lanes<Arch> map(*a.maps);
     for (std::size_t i = 0; i < a.count; i += n) {
       const bool whole = i + n <= a.count;
-      alignas(64) float rest[n];
-      const float* x = a.x + i;
-      if (!whole) {
-        for (std::size_t k = 0; k < n; ++k) rest[k] = i + k < a.count ? x[k] : 0.0f;
-        x = rest;
-      }
       if (a.each) map = detail::grid_lanes<Arch>(a.maps + i, a.count - i);
-      const auto rounded = round(floats::load_unaligned(x), map);
+      const auto rounded = round(whole ? floats::load_unaligned(a.x + i) : detail::load_last<Arch>(a.x + i, a.count - i, 0.0f), map);
       if (a.codes != nullptr) {
         const ints low_byte = (rounded.code << 24) >> 24;
         alignas(64) std::int8_t narrow[n];
@@ -211,8 +206,9 @@ void round_weights(const rounding_args& a) noexcept {
         if (whole) {
           value.store_unaligned(a.values + i);
         } else {
-          value.store_aligned(rest);
-          for (std::size_t k = 0; i + k < a.count; ++k) a.values[i + k] = rest[k];
+          alignas(64) float lane[n];
+          value.store_aligned(lane);
+          for (std::size_t k = 0; i + k < a.count; ++k) a.values[i + k] = lane[k];
         }
       }
     }

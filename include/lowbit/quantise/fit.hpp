@@ -60,9 +60,6 @@ namespace detail {
 using kernel::has_offset;
 using real_scale = kernel::real_scale<float>;
 
-/// The scale that spreads the codes over a range.
-inline real_scale scale_for(const format_spec& s, weight_range r) noexcept { return kernel::scale_for(s, r.low, r.high); }
-
 /// Stored bits of a scale; one beyond the type's range is held at its largest number.
 inline std::uint32_t stored_scale(number type, float value) noexcept {
   return number_bits(type, kernel::clamped_scale(type, value));
@@ -116,7 +113,7 @@ void fit_sub_blocks(const format_spec& s, const float* x, std::size_t n, const i
     const std::size_t begin = j * s.sub_block(), end = std::min<std::size_t>(begin + s.sub_block(), n);
     if (begin >= end) break;  // a ragged block's tail keeps scale 0
     const auto chosen = choose(x + begin, end - begin, about.from(begin));
-    if constexpr (std::is_same_v<std::remove_const_t<decltype(chosen)>, weight_range>) sub[j] = scale_for(s, chosen);
+    if constexpr (std::is_same_v<std::remove_const_t<decltype(chosen)>, weight_range>) sub[j] = kernel::scale_for(s, chosen.low, chosen.high);
     else sub[j] = chosen;
   }
   store_scales(s, sub, f);
@@ -165,7 +162,7 @@ class sub_block_trial {
   explicit sub_block_trial(const format_spec& s) : whole_(s), one_(one_level(s)), buffer_(one_) {}
 
   /// The scale of a range.
-  [[nodiscard]] real_scale scale_of(weight_range r) const noexcept { return scale_for(whole_, r); }
+  [[nodiscard]] real_scale scale_of(weight_range r) const noexcept { return kernel::scale_for(whole_, r.low, r.high); }
   /// The grid of a scale, as it would be stored.
   [[nodiscard]] grid grid_of(real_scale scale) {
     store_scales(one_, std::span(&scale, 1), buffer_.fields());
