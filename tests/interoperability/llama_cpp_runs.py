@@ -1,18 +1,15 @@
 """llama.cpp: it loads every GGUF type that lowbit writes, whole and in parts, and has lowbit's perplexity; what it quantises itself, lowbit reads,
 and quantises to the same bytes, mixes included.
 
-The library comes with llama-cpp-py-sync. Perplexities agree to one part in 10^5 for float32; to 10^-3 for the 16-bit floats, for which
-llama.cpp rounds the activations too; for the others both round activations to 8 bits, in blocks of different sizes, so they need only agree
-to 1 % (3 % at 2 bits and less).
+Perplexities agree to one part in 10^5 for float32; to 10^-3 for the 16-bit floats, for which llama.cpp rounds the activations too; for the
+others both round activations to 8 bits, in blocks of different sizes, so they need only agree to 1 % (3 % at 2 bits and less).
 """
-import importlib.metadata
 import json
 
 from common import Folder, arguments, float_model, lowbit, tool
+from llamacpp import Model, numpy, quantise, version
 
-numpy = tool("numpy")
 gguf = tool("gguf")
-bindings = tool("llama_cpp_py_sync._cffi_bindings")
 executable, model = arguments()
 TEXT = ("First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\nFirst Citizen:\nYou are all resolved rather to die than to "
         "famish?\n\nAll:\nResolved. resolved.\n\nFirst Citizen:\nFirst, you know Caius Marcius is chief enemy to the people.\n")
@@ -23,44 +20,12 @@ PURE = {"q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k
         "tq1_0": 36, "tq2_0": 37, "q1_0": 40}  # (gguf 0.19.0 does not know q2_0)
 MIXES = {"Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17}
 
-try:
-    ffi, lib = bindings.get_ffi(), bindings.get_lib()
-except Exception as error:
-    print(f"skipped: llama.cpp cannot be loaded ({str(error).splitlines()[0]})")
-    raise SystemExit(77)
-quiet = ffi.callback("void(enum ggml_log_level, const char *, void *)")(lambda *_: None)
-lib.llama_log_set(quiet, ffi.NULL)
-lib.llama_backend_init()
-
 
 def perplexity(path):
     """Of TEXT, after the token that begins texts."""
-    loaded = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
-    if loaded == ffi.NULL:
-        raise SystemExit(f"llama.cpp does not load {path.name}")
-    settings = lib.llama_context_default_params()
-    settings.n_ctx = settings.n_batch = settings.n_ubatch = settings.n_outputs_max = 256
-    settings.n_threads = settings.n_threads_batch = 1
-    settings.type_k = settings.type_v = settings.flash_attn_type = 0
-    context = lib.llama_init_from_model(loaded, settings)
-    words = lib.llama_model_get_vocab(loaded)
-    text, room = TEXT.encode(), ffi.new("int32_t[]", 512)
-    ids = list(room[0:lib.llama_tokenize(words, text, len(text), room, 512, False, False)])
-    ids.insert(0, lib.llama_vocab_bos(words))
-    batch = lib.llama_batch_init(len(ids), 0, 1)
-    batch.n_tokens = len(ids)
-    for i, t in enumerate(ids):
-        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = t, i, 1, 0, 1
-    assert lib.llama_decode(context, batch) == 0
-    n = lib.llama_vocab_n_tokens(words)
-    logits = numpy.stack([numpy.frombuffer(ffi.buffer(lib.llama_get_logits_ith(context, i), 4 * n), numpy.float32) for i in range(len(ids) - 1)])
-    lib.llama_batch_free(batch)
-    logits = logits.astype(numpy.float64)
-    logits -= logits.max(1, keepdims=True)
-    log_p = logits - numpy.log(numpy.exp(logits).sum(1, keepdims=True))
-    lib.llama_free(context)
-    lib.llama_model_free(loaded)
-    return float(numpy.exp(-log_p[numpy.arange(len(ids) - 1), ids[1:]].mean())), len(ids) - 1
+    with Model(path) as m:
+        ids = m.ids(TEXT)
+        return float(numpy.exp(-m.log_probabilities(ids)[range(len(ids)), ids].mean())), len(ids)
 
 
 def compare(path, tolerance):
@@ -91,10 +56,7 @@ with Folder() as folder:
 
     for mix, number in (*PURE.items(), *MIXES.items()):
         theirs, ours = folder / f"theirs-{mix}.gguf", folder / f"ours-{mix}.gguf"
-        settings = ffi.new("llama_model_quantize_params *", lib.llama_model_quantize_default_params())
-        settings.ftype, settings.nthread, settings.pure = number, 1, mix in PURE
-        if lib.llama_model_quantize(str(source).encode(), str(theirs).encode(), settings) != 0:
-            raise SystemExit(f"llama.cpp does not quantise lowbit's file to {mix}")
+        quantise(source, theirs, number, mix in PURE)
         lowbit(executable, "quantise", source, ours, "--format", mix)
         expected, found = tensors(theirs), tensors(ours)
         if expected.keys() != found.keys():
@@ -103,5 +65,4 @@ with Folder() as folder:
             if found[name] != (kind, data):
                 raise SystemExit(f"{mix}: {name} is {found[name][0]} where llama.cpp has {kind}" if found[name][0] != kind else f"{mix}: {name} ({kind}) has other bytes")
         compare(theirs, 0.03 if mix.lower() in COARSE else 0.01)
-commit = next((line.split()[-1] for line in open(bindings.__file__) if line.startswith("llama.cpp commit:")), "unknown")
-print(f"llama-cpp-py-sync {importlib.metadata.version('llama-cpp-py-sync')} (llama.cpp {commit[:8]}): {len(TYPES)} types and parts; {len(PURE)} types and {len(MIXES)} mixes byte for byte")
+print(f"{version()}: {len(TYPES)} types and parts; {len(PURE)} types and {len(MIXES)} mixes byte for byte")

@@ -18,7 +18,7 @@ enum class method : std::uint8_t {
   imatrix,  ///< round to nearest with importance_weighted; needs statistics of the layer's inputs
   clip,     ///< round to nearest with learnt_clip<>; needs statistics
   gptq,     ///< error feedback with feedback_fit; needs statistics
-  gptq_imatrix  ///< error feedback with importance_weighted; needs statistics
+  gptq_imatrix  ///< error feedback with weighted_feedback_fit; needs statistics
 };
 
 inline constexpr std::array<std::pair<std::string_view, method>, 7> method_names{{{"rtn", method::rtn},
@@ -65,7 +65,7 @@ result<quantised> quantise(format_id id, method how, matrix_view<const float> we
     case method::imatrix: return detail::quantise_by<importance_weighted, round_nearest>(s, weights, statistics, executor);
     case method::clip: return detail::quantise_by<learnt_clip<>, round_nearest>(s, weights, statistics, executor);
     case method::gptq: return detail::quantise_by<feedback_fit, error_feedback>(s, weights, statistics, executor, feedback);
-    case method::gptq_imatrix: return detail::quantise_by<importance_weighted, error_feedback>(s, weights, statistics, executor, feedback);
+    case method::gptq_imatrix: return detail::quantise_by<weighted_feedback_fit, error_feedback>(s, weights, statistics, executor, feedback);
   }
   return detail::quantise_by<standard, round_nearest>(s, weights, uncalibrated(), executor);
 }
