@@ -9,6 +9,7 @@
 #include <lowbit/adapt/fake_quantise_activations.hpp>
 #include <lowbit/adapt/merge.hpp>
 #include <lowbit/adapt/merge_offsets.hpp>
+#include <lowbit/adapt/outlier_panels.hpp>
 #include <lowbit/calibration/saved.hpp>
 #include <lowbit/calibration/statistics.hpp>
 #include <lowbit/core/aligned_buffer.hpp>
@@ -36,7 +37,6 @@
 #include <lowbit/quantise/growing.hpp>
 #include <lowbit/quantise/half_quadratic.hpp>
 #include <lowbit/quantise/importance.hpp>
-#include <lowbit/quantise/outliers_product.hpp>
 #include <lowbit/quantise/quantiser.hpp>
 #include <lowbit/quantise/rotation.hpp>
 #include <lowbit/quantise/smooth.hpp>

@@ -223,3 +223,61 @@ TEST_CASE("factors of any size run: what one of them lacks the other has") {
     CHECK(y[r] != 0.0f);
   }
 }
+
+TEST_CASE("columns beside a matrix that ignores their inputs: each input enters one of the two, on every unit") {
+  three_threads threads;
+  adapter_workspace space;
+  constexpr std::size_t rows = 37, cols = 320, tokens = 7;
+  const std::vector<std::uint32_t> channels{0, 5, 64, 319};
+  const packed_matrix w = test::random_blocks(spec_of<q8_0>, rows, cols, 5), g = test::random_blocks(spec_of<q4_0>, rows, cols, 6);
+  auto x = test::random_activations(tokens * cols, 9);
+  for (std::size_t t = 0; t < tokens; ++t)
+    for (const std::uint32_t c : channels) x[t * cols + c] *= 50;
+  std::vector<float> without = x;
+  for (std::size_t t = 0; t < tokens; ++t)
+    for (const std::uint32_t c : channels) without[t * cols + c] = 0;
+  const auto columns = test::random_activations(rows * channels.size(), 3);
+  const low_rank beside = low_rank::of_columns({columns.data(), rows, channels.size()}, channels, cols);
+  CHECK(beside.rank() == channels.size());
+  CHECK(beside.cols() == cols);
+  CHECK(beside.rows() == rows);
+  const low_rank* const adapters[] = {&beside};
+  const std::uint32_t chosen[] = {0, no_adapter, 0, 0, no_adapter, 0, 0};
+  for (const auto& u : kernel::linked_units()) {
+    if (!u.available) continue;
+    CAPTURE(std::string(u.name));
+    panel_matrix panels = panel_matrix::from(w.view(), threads, *u.kernels), gate = panel_matrix::from(g.view(), threads, *u.kernels);
+    const panel_matrix whole = panel_matrix::from(w.view(), threads, *u.kernels), whole_gate = panel_matrix::from(g.view(), threads, *u.kernels);
+    panels.ignore(channels);
+    gate.ignore(channels);
+    CHECK(panels.ignored() == channels);
+    for (const precision how : {precision::int8, precision::int16, precision::exact}) {
+      std::vector<float> y(tokens * rows), plain(tokens * rows);
+      const auto check = [&](std::span<const std::uint32_t> who) {
+        for (std::size_t t = 0; t < tokens; ++t)
+          for (std::size_t r = 0; r < rows; ++r) {
+            double plus = 0, terms = std::fabs(plain[t * rows + r]);
+            for (std::size_t k = 0; k < channels.size() && (who.empty() || who[t] == 0); ++k) {
+              const double p = static_cast<double>(columns[r * channels.size() + k]) * x[t * cols + channels[k]];
+              plus += p;
+              terms += std::fabs(p);
+            }
+            REQUIRE(std::fabs(y[t * rows + r] - (plain[t * rows + r] + plus)) <= 8 * 0x1p-24 * terms);
+          }
+      };
+      multiply({without.data(), tokens, cols}, whole, {plain.data(), tokens, rows}, space.products, threads, how);
+      adapted_product p{{{x.data(), tokens, cols}, &panels, {y.data(), tokens, rows}}, adapters};
+      multiply(std::span(&p, 1), {}, space, threads, how);
+      check({});
+      multiply(std::span(&p, 1), chosen, space, threads, how);
+      check(chosen);
+      // With a gate, whose columns are not apart: the bits of a product with zeros.
+      p.adapters = {};
+      p.base.gate = &gate;
+      const product both{{without.data(), tokens, cols}, &whole, {plain.data(), tokens, rows}, &whole_gate};
+      multiply(std::span(&p, 1), {}, space, threads, how);
+      multiply(std::span(&both, 1), space.products, threads, how);
+      CHECK(y == plain);
+    }
+  }
+}

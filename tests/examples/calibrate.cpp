@@ -1,8 +1,12 @@
 // Calibration through whole models: what is sampled, what a fold or a rotation leaves alone, what a resumed run gives, and that it pays.
 #include "calibrate/importance.hpp"
+#include "calibrate/outliers.hpp"
 #include "calibrate/pass.hpp"
 #include "calibrate/rotate.hpp"
+#include "calibrate/walk.hpp"
+#include "files/names.hpp"
 #include "files/save.hpp"
+#include "../quantise/reference_gptq.hpp"
 #include "tiny_model.hpp"
 
 #include <doctest/doctest.h>
@@ -259,7 +263,7 @@ TEST_CASE("the same bytes for any number of threads, and for a run that was inte
   const checkpoint file = open(write_tiny_model(folder, shape));
   const calibration_samples samples = random_samples(file.config, 4, 24);
   thread_pool one{1}, three{3};
-  for (const auto& kind : {std::pair{"gptq", "q4_0"}, std::pair{"awq+gptq", "u3_g32"}, std::pair{"rotate+gptq", "q4_0"}}) {
+  for (const auto& kind : {std::pair{"gptq", "q4_0"}, std::pair{"awq+gptq", "u3_g32"}, std::pair{"rotate+gptq", "q4_0"}, std::pair{"llm-int8", "q8_0"}}) {
     const char *const method = kind.first, *const format = kind.second;
     CAPTURE(method);
     const std::string whole = bytes_of(calibrate(file, method, format, samples, one), one);
@@ -293,6 +297,154 @@ TEST_CASE("the same bytes for any number of threads, and for a run that was inte
       CHECK(!std::filesystem::exists(folder / "work"));
     }
   }
+}
+
+TEST_CASE("outliers keep float columns: beside the model, from a file, and merged") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  checkpoint file = open(write_tiny_model(folder, {}));
+  for (tensor& t : file.tensors)  // three channels of every norm stand out
+    if (t.name.ends_with("_norm.weight"))
+      t.read = [read = t.read]() -> lowbit::result<weights> {
+        auto w = read();
+        if (!w) return w;
+        lowbit::packed_matrix more(lowbit::spec_of<lowbit::f32>, w->view().rows, w->view().cols);
+        std::memcpy(more.bytes().data(), w->view().data, more.bytes().size());
+        auto* const gains = reinterpret_cast<float*>(more.bytes().data());
+        for (const std::size_t c : {2, 31, 63}) gains[c] *= 40;
+        return weights{std::move(more)};
+      };
+  const calibration_samples samples = random_samples(file.config, 4, 24);
+  std::vector<int> ids;
+  for (int i = 0; i < 30; ++i) ids.push_back(3 + i * 7);
+  const auto find_in = [](const step_store& s) { return [&s](const std::string& name) { return s.find(name); }; };
+
+  const calibrated_model m = calibrate(file, "llm-int8", "q8_0", samples, threads);
+  const lowbit::adapter apart = adapter_of_outliers(m.model, find_in(m.store));
+  for (const char* const name : {"blk.0.attn_q.weight", "blk.1.attn_k.weight", "blk.0.ffn_up.weight", "blk.1.ffn_gate.weight"}) {
+    CAPTURE(name);
+    REQUIRE(apart.weights.contains(name));
+    const lowbit::low_rank_factors& f = apart.weights.at(name);
+    CHECK(f.rank == 3);
+    CHECK(std::count(f.a.begin(), f.a.end(), 1.0f) == 3);
+    // The columns are the float model's, and what is quantised has zeros there.
+    const auto floats = as_float32(threads)(*m.model.find(name));
+    REQUIRE(floats.ok());
+    std::vector<float> rest(f.rows * f.cols);
+    lowbit::decode(m.store.find(name)->view(), {rest.data(), f.rows, f.cols});
+    const std::size_t channels[] = {2, 31, 63};
+    for (std::size_t r = 0; r < f.rows; ++r)
+      for (std::size_t k = 0; k < 3; ++k) {
+        CHECK(f.a[k * f.cols + channels[k]] == 1.0f);
+        CHECK(rest[r * f.cols + channels[k]] == 0.0f);
+      }
+    if (!std::string_view(name).starts_with("blk.0.attn_q") && !std::string_view(name).starts_with("blk.1.attn_k"))  // rows are moved there
+      for (std::size_t r = 0; r < f.rows; ++r)
+        for (std::size_t k = 0; k < 3; ++k) {
+          float w;
+          std::memcpy(&w, floats->view().row(r) + channels[k] * sizeof w, sizeof w);
+          CHECK(f.b[r * 3 + k] == w);
+        }
+  }
+
+  // Closer to floats than all of it in blocks whose activations of 8 bits span the outliers, too.
+  const std::vector<float> expected = logits_of(file, as_float32(threads), threads, ids);
+  const auto run = [&](const checkpoint& of, const weight_source& source, const lowbit::adapter* a, lowbit::precision how) {
+    auto model = build_llama(of, source, threads);
+    REQUIRE(model.ok());
+    if (a != nullptr) attach(*model, *a, threads);
+    session s{*model, ids.size(), threads, how};
+    const matrix& logits = s.feed(ids, ids.size());
+    return std::vector<float>(logits.row(0), logits.row(0) + logits.rows() * logits.cols());
+  };
+  checkpoint nearest = file;
+  const auto how = std::make_unique<requantisation>(plan_for(nearest, format_of("q8_0"), lowbit::method::rtn));
+  const std::vector<float> split = run(m.model, source_of(m, threads), &apart, lowbit::precision::int8);
+  const std::vector<float> whole = run(nearest, [&](const tensor& t) { return requantise(t, *how, threads); }, nullptr, lowbit::precision::int8);
+  const auto distance = [&](const std::vector<float>& logits) {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < logits.size(); ++i) sum += std::pow(static_cast<double>(logits[i]) - static_cast<double>(expected[i]), 2.0);
+    return std::sqrt(sum);
+  };
+  const double split_error = distance(split), whole_error = distance(whole);
+  CAPTURE(split_error);
+  CAPTURE(whole_error);
+  CHECK(split_error < 0.7 * whole_error);
+
+  // The same from a file; and merged into floats, but for the order of sums.
+  const auto saved = save_adapter(folder / "small.outliers", apart, m.model);
+  REQUIRE(saved.ok());
+  checkpoint with_files = m.model;  // so that the adapter finds the codes that it was made for
+  for (tensor& t : with_files.tensors)
+    if (const weights* const w = m.store.find(t.name); w != nullptr) {
+      t.spec = w->view().spec;
+      t.read = [w]() -> lowbit::result<weights> { return weights{w->view()}; };
+    }
+  auto opened = open_adapters({*saved}, with_files);
+  REQUIRE_MESSAGE(opened.ok(), (opened.ok() ? "" : opened.error().message));
+  CHECK(run(m.model, source_of(m, threads), &*opened, lowbit::precision::int8) == split);
+  const std::vector<float> exact = run(m.model, source_of(m, threads), &apart, lowbit::precision::exact);
+  const checkpoint one = merged(with_files, std::make_shared<const lowbit::adapter>(*opened), threads);
+  const std::vector<float> together = run(one, [](const tensor& t) { return t.read(); }, nullptr, lowbit::precision::exact);
+  CHECK(largest_difference(together, exact) < 1e-4 * largest(exact));
+}
+
+TEST_CASE("on a real model's layers, error feedback with the reference's options is the reference's loop in float64") {
+  thread_pool threads{2};
+  const checkpoint file = open(shakespeare);
+  const auto model = build_llama(file, as_float32(threads), threads);
+  REQUIRE(model.ok());
+  session writer{*model, 128, threads, lowbit::precision::exact};
+  const auto words = tokeniser::from(file.words);
+  REQUIRE(words.ok());
+  const calibration_samples samples = sample_model(writer, words->data().bos, file.config, {.tokens = 4096, .length = 128}, {});
+  walk states{file.config, samples.sequences, threads};
+  states.start(model->embedding);
+  Eigen::Index same = 0, narrow_same = 0, all = 0;
+  const auto as_double = [](lowbit::matrix_view<const float> m) -> Eigen::MatrixXd {
+    using rows_first = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    return Eigen::Map<const rows_first>(m.data, static_cast<Eigen::Index>(m.rows), static_cast<Eigen::Index>(m.cols)).cast<double>();
+  };
+  const auto compare = [&](part p, std::size_t layer, const lowbit::layer_statistics& about) {
+    const std::string name = layer_name(layer, info_of(p).name);
+    CAPTURE(name);
+    auto w = as_float32(threads)(*file.find(name));
+    REQUIRE(w.ok());
+    const std::size_t rows = w->view().rows, cols = w->view().cols;
+    const lowbit::matrix_view<const float> floats(reinterpret_cast<const float*>(w->view().data), rows, cols);
+    using four_bits = test::asymmetric_f32<4, 128>;
+    const auto got = lowbit::detail::quantise_by<lowbit::minmax, lowbit::error_feedback>(
+        lowbit::spec_of<four_bits>, floats, about, threads,
+        {.shrink = false, .order = lowbit::column_order::natural, .headers = lowbit::header_source::spans, .guard = false});
+    REQUIRE(got.ok());
+    const Eigen::MatrixXd given = as_double(floats), h = about.get<lowbit::hessian>().matrix().cast<double>();
+    double loss = 0;
+    const Eigen::MatrixXd expected = test::reference_gptq<double>(given, h, 4, 128, 0.01, loss);
+    float narrow_loss = 0;
+    const Eigen::MatrixXd narrow = test::reference_gptq<float>(given.cast<float>(), h.cast<float>(), 4, 128, 0.01, narrow_loss).cast<double>();
+    matrix decoded(rows, cols);
+    lowbit::decode(got->weights.view(), lowbit::view(decoded));
+    const Eigen::MatrixXd values = as_double(lowbit::view(std::as_const(decoded))), e = given - values;
+    const double near = 1e-6 * given.cwiseAbs().maxCoeff();
+    same += ((values - expected).array().abs() < near).count();
+    narrow_same += ((narrow - expected).array().abs() < near).count();
+    all += values.size();
+    CHECK((e * test::damped<double>(h, 0.01)).cwiseProduct(e).sum() == doctest::Approx(loss).epsilon(1e-3));
+  };
+  for (std::size_t layer = 0; layer < 2; ++layer) {
+    const layer_weights& w = model->layers[layer];
+    for (const input_group g : input_groups) {
+      if (g == input_group::mlp) states.pass_attention(w);
+      const lowbit::layer_statistics about = states.statistics_of(g, w);
+      for (const part p : consumers_of(g)) compare(p, layer, about);
+    }
+    states.pass_mlp(w);
+  }
+  // Once float32 and float64 fall to different sides of a boundary, the rest of that row may differ: no more of it than of the reference's own
+  // loop in float32.
+  MESSAGE("of " << all << " codes " << same << " are float64's; of the reference's loop in float32 " << narrow_same);
+  CHECK(same >= narrow_same);
+  CHECK(static_cast<double>(same) >= 0.998 * static_cast<double>(all));
 }
 
 TEST_CASE("work of other inputs, or damaged work, is refused, not used") {

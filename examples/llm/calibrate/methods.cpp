@@ -21,6 +21,7 @@ constexpr std::array recipes{
     recipe{.name = "awq+clip", .method = method::clip, .needs_data = true, .channels = channel_scaling::activation_aware},
     recipe{.name = "awq+gptq", .method = method::gptq_imatrix, .needs_data = true, .channels = channel_scaling::activation_aware},
     recipe{.name = "smooth", .needs_data = true, .channels = channel_scaling::smooth},
+    recipe{.name = "llm-int8", .needs_data = true, .outliers = true},
     recipe{.name = "rotate", .rotated = true},
     recipe{.name = "rotate+gptq", .method = method::gptq_imatrix, .needs_data = true, .rotated = true},
 };

@@ -21,6 +21,7 @@ struct recipe {
   bool needs_data = false;                      ///< statistics of the activations
   channel_scaling channels = channel_scaling::none;
   bool rotated = false;                         ///< the residual stream is rotated first
+  bool outliers = false;                        ///< channels with large inputs keep float columns (calibrate/outliers.hpp)
 };
 
 /// A method that was named on the command line, or a failure that lists the names.

@@ -1,6 +1,7 @@
 #include "pass.hpp"
 
 #include "../files/names.hpp"
+#include "outliers.hpp"
 
 #include <lowbit/format/gguf.hpp>
 
@@ -38,7 +39,7 @@ lowbit::result<weights> calibration_pass::quantise(const std::string& name, cons
   const lowbit::format_id format = format_of(name);
   const auto made = [&]() -> lowbit::result<weights> {
     if (format == lowbit::id_of<lowbit::f32>()) return stored_floats(w.row(0), w.rows(), w.cols());
-    if (method_.channels == channel_scaling::none) {
+    if (method_.channels == channel_scaling::none && !method_.outliers) {
       auto kept = kept_as_stored(*model_.find(name), how_, threads_);
       if (!kept) return std::move(kept).error();
       if (*kept) return **std::move(kept);
@@ -109,11 +110,19 @@ void calibration_pass::choose_scales(input_group g, layer_in_work& layer, lowbit
 }
 
 lowbit::status calibration_pass::quantise_group(input_group g, layer_in_work& layer, const lowbit::layer_statistics& about) {
+  const std::vector<std::uint32_t> apart = method_.outliers ? outliers_among(about) : std::vector<std::uint32_t>();
   for (const part p : consumers_of(g)) {
-    auto q = quantise(layer.name_of(p), layer.floats[p], &about);
+    const std::string name = layer.name_of(p);
+    if (!apart.empty() && !lowbit::spec_of_id(format_of(name)).is_float())
+      keep_outliers(layer.finished, name, take_columns(layer.floats[p], apart), apart);
+    auto q = quantise(name, layer.floats[p], &about);
     if (!q) return std::move(q).error();
     layer.running.*info_of(p).weights = lowbit::panel_matrix::from(q->view(), threads_);
-    layer.finished.emplace(layer.name_of(p), *std::move(q));
+    layer.finished.emplace(name, *std::move(q));
+    run_outliers(layer.running, p, layer.number, [&](const std::string& of) {
+      const auto found = layer.finished.find(of);
+      return found == layer.finished.end() ? nullptr : &found->second;
+    });
   }
   return lowbit::done{};
 }
@@ -153,7 +162,11 @@ void calibration_pass::pass_finished(std::size_t layer, const step_store& store)
     norm->resize(stored.cols);
     lowbit::decode(stored, {norm->data(), 1, stored.cols});
   }
-  for (const part_info& p : parts) w.*p.weights = lowbit::panel_matrix::from(store.find(layer_name(layer, p.name))->view(), threads_);
+  const auto find = [&](const std::string& name) { return store.find(name); };
+  for (const part p : all_parts) {
+    w.*info_of(p).weights = lowbit::panel_matrix::from(find(layer_name(layer, info_of(p).name))->view(), threads_);
+    run_outliers(w, p, layer, find);
+  }
   states_.pass_attention(w);
   states_.pass_mlp(w);
 }

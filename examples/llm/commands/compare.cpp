@@ -3,6 +3,7 @@
 // The reference is the model in float32. Without a text the reference writes its own, with a fixed seed; on such a text the expected
 // loss of a model over the reference's is exactly its divergence from it. Without a calibration text it writes that too, with another
 // seed. Files are really written, and sizes are theirs.
+#include "../calibrate/outliers.hpp"
 #include "../calibrate/pass.hpp"
 #include "../calibrate/rotate.hpp"
 #include "../engine/sampler.hpp"
@@ -161,6 +162,10 @@ class comparison {
     r.quantise_seconds = seconds_since(began);
     std::size_t stored_bytes = 0;
     for (const tensor& t : model.tensors) stored_bytes += quantised.find(t.name)->view().size_bytes();
+    const lowbit::adapter apart = adapter_of_outliers(model, [&](const std::string& name) { return quantised.find(name); });
+    std::size_t apart_bytes = 0;
+    for (const auto& [name, f] : apart.weights) apart_bytes += (f.a.size() + f.b.size()) * sizeof(float);
+    stored_bytes += apart_bytes;
     r.bits_per_weight = 8.0 * static_cast<double>(stored_bytes) / static_cast<double>(parameters_);
 
     const weight_source in_memory = [&](const tensor& t) -> lowbit::result<weights> {
@@ -170,11 +175,12 @@ class comparison {
       const temporary_path path;
       const auto bytes = save_model(path.string(), model, format, in_memory);
       if (!bytes) return bytes.error();
-      r.file_bytes = *bytes;
+      r.file_bytes = *bytes + apart_bytes;
     }
     for (tensor& t : model.tensors) t.read = [&in_memory, &t] { return in_memory(t); };  // vectors, too
-    const auto built = build_llama(model, in_memory, threads_);
+    auto built = build_llama(model, in_memory, threads_);
     if (!built) return built.error();
+    attach(*built, apart, threads_);
     session s{*built, context_, threads_, options_.activations};
     r.quality = evaluate(logits_of(s, windows_), reference_, windows_, std::ref(bar));
     measure_speed(s, windows_[0], r);

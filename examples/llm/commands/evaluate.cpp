@@ -23,7 +23,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!model) return std::move(model).error();
   const auto kv_format = kv_format_named(o.kv_format);
   if (!kv_format) return kv_format.error();
-  if (lowbit::status s = attach_adapters(*model, o.adapters, threads); !s) return s;
+  if (lowbit::status s = attach_adapters(*model, o.model, o.adapters, threads); !s) return s;
   const std::size_t context = sequence_length(o.context, 512, model->file.config);
   auto windows = windows_of_text(o.text, model->words, context, o.tokens);
   if (!windows) return std::move(windows).error();

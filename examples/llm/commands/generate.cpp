@@ -34,7 +34,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!loaded) return std::move(loaded).error();
   const auto kv_format = kv_format_named(o.kv_format);
   if (!kv_format) return kv_format.error();
-  if (lowbit::status s = attach_adapters(*loaded, o.adapters, threads); !s) return s;
+  if (lowbit::status s = attach_adapters(*loaded, o.model, o.adapters, threads); !s) return s;
   const tokeniser& words = loaded->words;
   const vocabulary& v = words.data();
 

@@ -112,9 +112,15 @@ void add_activations(CLI::App& command, lowbit::precision& how) {
       ->check(CLI::IsMember(names))->default_str("automatic");
 }
 
-lowbit::status attach_adapters(loaded_model& model, const std::vector<std::string>& paths, thread_pool& threads) {
-  if (paths.empty()) return lowbit::done{};
-  const auto adapter = open_adapters(paths, model.file);
+lowbit::status attach_adapters(loaded_model& model, const std::string& path, const std::vector<std::string>& adapters, thread_pool& threads) {
+  if (adapters.empty()) {
+    std::error_code ignored;
+    const std::string outliers = outliers_beside(path);
+    for (const std::string& beside : {outliers, outliers + ".gguf"})
+      if (fs::exists(beside, ignored)) fmt::print(stderr, "lowbit: warning: outliers of this model are apart; they go with --adapter {}\n", beside);
+    return lowbit::done{};
+  }
+  const auto adapter = open_adapters(adapters, model.file);
   if (!adapter) return adapter.error();
   attach(*model.model, *adapter, threads);
   return lowbit::done{};

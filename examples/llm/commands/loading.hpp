@@ -37,8 +37,8 @@ void add_activations(CLI::App& command, lowbit::precision& how);
 lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name);
 /// What --adapter says of itself.
 inline constexpr const char* adapter_help = "An adapter to run beside the weights: a folder of PEFT's, or a GGUF adapter; several add up";
-/// Opens adapters and puts them beside the model's weights.
-lowbit::status attach_adapters(loaded_model& model, const std::vector<std::string>& paths, thread_pool& threads);
+/// Opens adapters and puts them beside the weights of the model from `path`. Without one, says so where the model has outliers beside it.
+lowbit::status attach_adapters(loaded_model& model, const std::string& path, const std::vector<std::string>& adapters, thread_pool& threads);
 
 /// A text file, checked to be UTF-8.
 lowbit::result<std::string> read_text(const std::string& path);

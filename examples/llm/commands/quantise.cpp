@@ -4,6 +4,7 @@
 // beside the output, from which --resume goes on after an interruption.
 #include "../calibrate/allocation.hpp"
 #include "../calibrate/hash.hpp"
+#include "../calibrate/outliers.hpp"
 #include "../calibrate/pass.hpp"
 #include "../calibrate/rotate.hpp"
 #include "../files/save.hpp"
@@ -68,6 +69,13 @@ lowbit::result<std::size_t> quantise_calibrated(const checkpoint& model, const o
     bar(done, total);
   };
   if (lowbit::status s = calibration_pass{model, how, method, samples, threads}.run(store, report); !s) return std::move(s).error();
+  // First what the model is not whole without.
+  const lowbit::adapter apart = adapter_of_outliers(model, [&](const std::string& name) { return store.find(name); });
+  if (!apart.weights.empty()) {
+    const auto path = save_adapter(outliers_beside(o.out), apart, model);
+    if (!path) return path.error();
+    fmt::print(stderr, "lowbit: float columns of {} matrices' outliers are in {}: an adapter, without which the model lacks them\n", apart.weights.size(), *path);
+  }
   auto bytes = save_model(o.out, model, how.format, [&](const tensor& t) -> lowbit::result<weights> {
     if (const weights* const w = store.find(t.name)) return weights{w->view().middle_rows(t.first_row, t.rows)};
     return requantise(t, how, threads);

@@ -10,6 +10,7 @@
 #include <lowbit/io/sha256.hpp>
 #include <lowbit/matrix/dequantise.hpp>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 
@@ -79,6 +80,19 @@ lowbit::status check_fit(const std::string& name, const low_rank_factors& f, con
   return lowbit::done{};
 }
 
+/// The inputs among which A only chooses, ascending; empty where it does more than that.
+std::vector<std::uint32_t> chosen_inputs(const low_rank_factors& f) {
+  std::vector<std::uint32_t> channels;
+  for (std::size_t k = 0; k < f.rank; ++k) {
+    const float* const row = &f.a[k * f.cols];
+    const auto one = static_cast<std::size_t>(std::find_if(row, row + f.cols, [](float v) { return v != 0.0f; }) - row);
+    if (one == f.cols || row[one] != 1.0f || std::any_of(row + one + 1, row + f.cols, [](float v) { return v != 0.0f; })) return {};
+    if (!channels.empty() && one <= channels.back()) return {};
+    channels.push_back(static_cast<std::uint32_t>(one));
+  }
+  return channels;
+}
+
 }  // namespace
 
 std::string base_of(const lowbit::packed_view& w) {
@@ -114,9 +128,27 @@ lowbit::result<lowbit::adapter> open_adapters(const std::vector<std::string>& pa
 
 void attach(llama& model, const lowbit::adapter& a, thread_pool& threads) {
   for (std::size_t i = 0; i < model.layers.size(); ++i)
-    for (const part_info& p : parts)
-      if (const auto found = a.weights.find(layer_name(i, p.name)); found != a.weights.end())
-        model.layers[i].adapters.*p.adapter = lowbit::low_rank::from(found->second, threads);
+    for (const part_info& p : parts) {
+      const auto found = a.weights.find(layer_name(i, p.name));
+      if (found == a.weights.end()) continue;
+      const low_rank_factors& f = found->second;
+      lowbit::panel_matrix& w = model.layers[i].*p.weights;
+      lowbit::low_rank& beside = model.layers[i].adapters.*p.adapter;
+      auto channels = chosen_inputs(f);
+      if (channels.empty() || !w.inputs().empty()) {
+        beside = lowbit::low_rank::from(f, threads);
+        continue;
+      }
+      // Q x + B x[channels] is Q without these columns, plus columns of Q's and B's sum.
+      matrix columns(f.rows, f.rank);
+      std::vector<float> row(f.cols);
+      for (std::size_t r = 0; r < f.rows; ++r) {
+        lowbit::read_row(w, r, row.data());
+        for (std::size_t k = 0; k < f.rank; ++k) columns.row(r)[k] = row[channels[k]] + f.scale * f.b[r * f.rank + k];
+      }
+      beside = lowbit::low_rank::of_columns({columns.row(0), f.rows, f.rank}, channels, f.cols);
+      w.ignore(std::move(channels));
+    }
 }
 
 bool merges_into_offsets(const tensor& t, const low_rank_factors& f) {
@@ -158,6 +190,15 @@ checkpoint merged(checkpoint model, std::shared_ptr<const lowbit::adapter> a, th
     };
   }
   return model;
+}
+
+std::string outliers_beside(const std::string& model) {
+  const std::filesystem::path path = std::filesystem::path{model}.lexically_normal();
+  const std::filesystem::path plain = path.has_filename() ? path : path.parent_path();
+  if (plain.extension() != ".gguf") return plain.string() + ".outliers";
+  std::string stem = plain.stem().string();
+  if (const std::size_t part = stem.rfind("-00001-of-"); part != stem.npos && part + 15 == stem.size()) stem.resize(part);
+  return (plain.parent_path() / stem).string() + ".outliers";
 }
 
 lowbit::result<std::string> save_adapter(const std::string& path, lowbit::adapter a, const checkpoint& model) {

@@ -70,6 +70,12 @@ void multiply(std::span<const adapted_product> batch, std::span<const std::uint3
         const low_rank* const l = adapters[n];
         if (l == nullptr || l->rank() == 0) continue;
         LOWBIT_EXPECTS(l->cols() == base.x.cols && l->rows() == base.y.cols);
+        if (!l->channels().empty()) {
+          for (std::size_t t = 0; t < base.tokens(); ++t)
+            if (const std::size_t to = base.to[t]; chosen.empty() || chosen[to] == n)
+              for (std::size_t k = 0; k < l->rank(); ++k) inner(to, k) = base.x(base.from[t], l->channels()[k]);
+          continue;
+        }
         product down{base.x, &l->a(), {inner.data, inner.rows, l->rank(), rank}, nullptr, base.from, base.to};
         if (!chosen.empty()) {
           auto& from = space.lists.emplace_back();

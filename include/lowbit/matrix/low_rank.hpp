@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -54,13 +55,12 @@ class low_rank {
     unit.quantise_rows({&spec_of<q8_0>, a.data(), f.cols, f.cols, 0, f.rank, nullptr, blocks.row(0), true});
     l.a_ = panel_matrix::from(blocks.view(), executor, unit);
 
-    l.b_ = aligned_buffer(kernel::panel_count(f.rows) * kernel::strip_bytes(f.rank));
-    LOWBIT_EXPECTS(l.b_.size() == kernel::panel_count(f.rows) * kernel::strip_bytes(f.rank));
+    l.reserve_strips();
     std::vector<float> row(f.rank);
     for (std::size_t r = 0; r < f.rows; ++r) {
       for (std::size_t k = 0; k < f.rank; ++k) row[k] = f.scale * taken[k] * f.b[r * f.rank + k];
       const float largest = largest_of(row.data(), f.rank), scale = largest / 127.0f;
-      std::uint8_t* const strip = l.b_.data() + r / kernel::panel_rows * kernel::strip_bytes(f.rank);
+      std::uint8_t* const strip = l.strip_of(r);
       std::memcpy(strip + r % kernel::panel_rows * sizeof(float), &scale, sizeof(float));
       for (std::size_t k = 0; k < f.rank; ++k)
         strip[kernel::strip_scale_bytes + k * kernel::panel_rows + r % kernel::panel_rows] =
@@ -69,12 +69,31 @@ class low_rank {
     return l;
   }
 
+  /// Columns of a [rows, cols] matrix at some channels: y += columns x[channels]. Of these A is nothing but a choice of inputs, and the
+  /// columns stay float32 (LLM.int8's outliers: Dettmers et al. 2022, section 3.2). Expects ascending channels below cols, one for each column.
+  static low_rank of_columns(matrix_view<const float> columns, std::vector<std::uint32_t> channels, std::size_t cols) {
+    LOWBIT_EXPECTS(columns.cols == channels.size() && (channels.empty() || channels.back() < cols) &&
+                   std::adjacent_find(channels.begin(), channels.end(), std::greater_equal<>{}) == channels.end());
+    low_rank l;
+    l.rows_ = columns.rows;
+    l.cols_ = cols;
+    l.channels_ = std::move(channels);
+    if (l.channels_.empty()) return l;
+    l.reserve_strips();
+    for (std::size_t r = 0; r < columns.rows; ++r)
+      for (std::size_t k = 0; k < columns.cols; ++k)
+        std::memcpy(l.strip_of(r) + (k * kernel::panel_rows + r % kernel::panel_rows) * sizeof(float), columns.row(r) + k, sizeof(float));
+    return l;
+  }
+
   [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
-  [[nodiscard]] std::size_t cols() const noexcept { return a_.cols(); }
-  [[nodiscard]] std::size_t rank() const noexcept { return a_.rows(); }
-  /// A [rank, cols], each row times a power of two.
+  [[nodiscard]] std::size_t cols() const noexcept { return channels_.empty() ? a_.cols() : cols_; }
+  [[nodiscard]] std::size_t rank() const noexcept { return channels_.empty() ? a_.rows() : channels_.size(); }
+  /// A [rank, cols], each row times a power of two; empty where A chooses channels.
   [[nodiscard]] const panel_matrix& a() const noexcept { return a_; }
-  /// Rows of B times the scale and what A's rows lack, in kernel/low_rank.hpp's strips.
+  /// The inputs that A chooses; empty: it is a matrix.
+  [[nodiscard]] const std::vector<std::uint32_t>& channels() const noexcept { return channels_; }
+  /// Rows of B times the scale and what A's rows lack, in kernel/low_rank.hpp's strips: of floats where A chooses channels.
   [[nodiscard]] const std::uint8_t* b() const noexcept { return b_.data(); }
   [[nodiscard]] std::size_t size_bytes() const noexcept { return a_.size_bytes() + b_.size(); }
 
@@ -85,7 +104,15 @@ class low_rank {
     return largest;
   }
 
-  std::size_t rows_ = 0;
+  [[nodiscard]] std::size_t strip_bytes() const noexcept { return kernel::strip_bytes(rank(), !channels_.empty()); }
+  [[nodiscard]] std::uint8_t* strip_of(std::size_t row) noexcept { return b_.data() + row / kernel::panel_rows * strip_bytes(); }
+  void reserve_strips() {
+    b_ = aligned_buffer(kernel::panel_count(rows_) * strip_bytes());
+    LOWBIT_EXPECTS(b_.size() == kernel::panel_count(rows_) * strip_bytes());
+  }
+
+  std::size_t rows_ = 0, cols_ = 0;
+  std::vector<std::uint32_t> channels_;
   panel_matrix a_;
   aligned_buffer b_;
 };
@@ -109,7 +136,7 @@ struct add_low_rank {
     const low_rank* const l = of(token);
     if (l == nullptr) return;
     LOWBIT_EXPECTS(row + count <= l->rows() && l->rank() <= inner.cols);
-    unit.add_low_rank({l->b(), l->rank(), inner.row(token), values, row, count});
+    unit.add_low_rank({l->b(), l->rank(), !l->channels().empty(), inner.row(token), values, row, count});
   }
 };
 

@@ -5,6 +5,8 @@
 #include <lowbit/kernel/dispatch.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 
+#include <algorithm>
+
 namespace lowbit {
 
 /// A [rows, cols] matrix as panels, which it owns or views. Movable; empty when default-constructed.
@@ -55,6 +57,15 @@ class panel_matrix {
   [[nodiscard]] const kernel::products& products() const noexcept { return *products_; }
   /// Which input each column holds; empty for their own order. multiply brings activations to that order as it prepares them.
   [[nodiscard]] const std::vector<std::uint32_t>& inputs() const noexcept { return inputs_; }
+  /// Inputs that products take as zero: outliers, which would widen the range that their neighbours are rounded to, and whose columns
+  /// something else multiplies (low_rank::of_columns; LLM.int8: Dettmers et al. 2022). Expects ascending channels below cols(), and columns in
+  /// the order of the inputs.
+  void ignore(std::vector<std::uint32_t> channels) {
+    LOWBIT_EXPECTS(channels.empty() || (inputs_.empty() && channels.back() < cols_ &&
+                                        std::adjacent_find(channels.begin(), channels.end(), std::greater_equal<>{}) == channels.end()));
+    ignored_ = std::move(channels);
+  }
+  [[nodiscard]] const std::vector<std::uint32_t>& ignored() const noexcept { return ignored_; }
   /// What results are multiplied by.
   [[nodiscard]] float factor() const noexcept { return factor_; }
 
@@ -83,7 +94,7 @@ class panel_matrix {
   const kernel::products* products_ = nullptr;
   aligned_buffer bytes_;
   const std::uint8_t* foreign_ = nullptr;  // instead of bytes_
-  std::vector<std::uint32_t> inputs_;
+  std::vector<std::uint32_t> inputs_, ignored_;
   float factor_ = 1.0f;
 };
 

@@ -71,18 +71,19 @@ struct operand {
   std::size_t tokens;
   kernel::activation_kind kind;
   kernel::activation_buffers buffers;
-  float* ordered = nullptr;  ///< [tokens, cols] x in the order of the columns, where that is not the inputs'
+  float* ordered = nullptr;  ///< [tokens, cols] x as the matrix takes it, where that is not as it is: columns in another order, or some ignored
 
   [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(tokens, w->unit().tile_tokens); }
   std::size_t place(std::uint8_t* memory) noexcept {
-    const std::size_t own = w->inputs().empty() ? 0 : round_up(tokens * x.cols * sizeof(float), 64);
+    const std::size_t own = w->inputs().empty() && w->ignored().empty() ? 0 : round_up(tokens * x.cols * sizeof(float), 64);
     if (own != 0 && memory != nullptr) ordered = reinterpret_cast<float*>(memory);
     return own + kernel::place_activations(w->layout(), tokens, x.cols, w->unit().tile_tokens, kind, memory == nullptr ? nullptr : memory + own,
                                            memory == nullptr ? nullptr : &buffers);
   }
   [[nodiscard]] bool serves(const operand& o) const noexcept {
     return x.data == o.x.data && x.stride == o.x.stride && from == o.from && tokens == o.tokens && kind == o.kind && &w->unit() == &o.w->unit() &&
-           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout(), kind) && w->inputs() == o.w->inputs();
+           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout(), kind) && w->inputs() == o.w->inputs() &&
+           w->ignored() == o.w->ignored();
   }
   void prepare(std::size_t begin, std::size_t end) const noexcept {
     kernel::activation_args a{&w->layout(), x.data, x.stride, from, tokens, x.cols, begin, end, buffers};
@@ -90,7 +91,9 @@ struct operand {
       const std::size_t each = w->unit().tile_tokens, last = std::min(end * each, tokens);
       for (std::size_t t = begin * each; t < last; ++t) {
         const float* const row = x.row(from != nullptr ? from[t] : t);
-        for (std::size_t c = 0; c < x.cols; ++c) ordered[t * x.cols + c] = row[w->inputs()[c]];
+        float* const to = ordered + t * x.cols;
+        for (std::size_t c = 0; c < x.cols; ++c) to[c] = row[w->inputs().empty() ? c : w->inputs()[c]];
+        for (const std::uint32_t c : w->ignored()) to[c] = 0;
       }
       a.x = ordered;
       a.x_stride = x.cols;

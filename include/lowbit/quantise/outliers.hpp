@@ -2,13 +2,14 @@
 //
 // W x = Q(W with those columns zeroed) x' + W[:, outliers] x[outliers], x' being x with those channels zeroed, so that they neither
 // widen the weights' ranges nor the activations'. Any format serves for the rest. LLM.int8's own is int8_rows: one scale a row, so that the
-// run-time activations are rounded by each token's largest value as well. Products: quantise/outliers_product.hpp.
+// run-time activations are rounded by each token's largest value as well. Products: adapt/outlier_panels.hpp.
 #pragma once
 
 #include <lowbit/quantise/quantiser.hpp>
 
+#include <algorithm>
 #include <limits>
-#include <numeric>
+#include <utility>
 
 namespace lowbit {
 
@@ -68,7 +69,9 @@ struct symmetric_absmax {
 struct outlier_weights {
   packed_matrix rest;                   ///< [out, in], the outliers' columns zero
   std::vector<std::uint32_t> channels;  ///< the outliers, ascending
-  packed_matrix columns;                ///< [out, channels.size()], float32
+  std::vector<float> columns;           ///< [out, channels.size()]
+
+  [[nodiscard]] matrix_view<const float> columns_view() const noexcept { return {columns.data(), rest.rows(), channels.size()}; }
 };
 
 /// Splits a [out, in] matrix and quantises the rest. Expects ascending channels below `in`. Statistics are used with the outliers' inputs
@@ -81,16 +84,12 @@ result<outlier_weights> quantise_with_outliers(const format_spec& s, matrix_view
   if (auto bad = detail::find_non_finite(weights)) return *std::move(bad);
   for (std::size_t i = 0; i < channels.size(); ++i) LOWBIT_EXPECTS(channels[i] < weights.cols && (i == 0 || channels[i - 1] < channels[i]));
   outlier_weights out{packed_matrix(s, weights.rows, weights.cols), {channels.begin(), channels.end()},
-                      packed_matrix(spec_of<f32>, weights.rows, channels.size())};
+                      std::vector<float>(weights.rows * channels.size())};
   std::vector<float> rest(weights.rows * weights.cols);
   const matrix_view<float> view(rest.data(), weights.rows, weights.cols);
   for (std::size_t r = 0; r < weights.rows; ++r) {
     std::copy(weights.row(r), weights.row(r) + weights.cols, view.row(r));
-    for (std::size_t i = 0; i < channels.size(); ++i) {
-      float& w = view(r, channels[i]);
-      std::memcpy(out.columns.row(r) + i * sizeof(float), &w, sizeof(float));
-      w = 0;
-    }
+    for (std::size_t i = 0; i < channels.size(); ++i) out.columns[r * channels.size() + i] = std::exchange(view(r, channels[i]), 0.0f);
   }
   Stats now = stats;
   if (!channels.empty()) {
