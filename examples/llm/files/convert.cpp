@@ -25,8 +25,17 @@ lowbit::packed_matrix take_rows(packed_view w, const std::vector<std::uint32_t>&
   return out;
 }
 
-/// |b - a| / |a| over all values, in double; rows in parallel, summed in their order.
-double relative_error(packed_view a, packed_view b, thread_pool& threads) {
+/// |b - a| / |a| over all values, in double; rows in parallel, summed in their order, whatever runs of them they come in.
+class relative_error {
+ public:
+  void add(packed_view a, packed_view b, thread_pool& threads);
+  [[nodiscard]] double value() const noexcept { return bottom_ == 0.0 ? (top_ == 0.0 ? 0.0 : INFINITY) : std::sqrt(top_ / bottom_); }
+
+ private:
+  double top_ = 0.0, bottom_ = 0.0;
+};
+
+void relative_error::add(packed_view a, packed_view b, thread_pool& threads) {
   std::vector<double> difference(a.rows), size(a.rows);
   lowbit::for_parts(threads, a.rows, 4, [&](std::size_t begin, std::size_t end) {
     std::vector<float> x(a.cols), y(a.cols);
@@ -40,9 +49,7 @@ double relative_error(packed_view a, packed_view b, thread_pool& threads) {
       }
     }
   });
-  double top = 0.0, bottom = 0.0;
-  for (std::size_t r = 0; r < a.rows; ++r) top += difference[r], bottom += size[r];
-  return bottom == 0.0 ? (top == 0.0 ? 0.0 : INFINITY) : std::sqrt(top / bottom);
+  for (std::size_t r = 0; r < a.rows; ++r) top_ += difference[r], bottom_ += size[r];
 }
 
 /// The exponent where a factor is a power of two, which scales may take in.
@@ -193,10 +200,24 @@ const format_spec* conversion_plan::fallback(const tensor& t, const packed_view&
 
 lowbit::status conversion_plan::decide(const tensor& t, const conversion& how, thread_pool& threads) {
   step& s = steps_[static_cast<std::size_t>(verdicts_.size())];
-  auto source = source_of(t, s);
+  // A run of rows at a time, so that a tensor may be larger than memory; what is decided by formats and shapes is by the first.
+  const std::vector<tensor> runs = parts_of(t, std::size_t{1} << 22);
+  auto source = source_of(runs[0], s);
   if (!source) return std::move(source).error();
   const packed_view w = source->view();
-  if (lowbit::status finite = check_finite(t.name, w, threads); !finite) return finite;
+  const auto for_runs = [&](auto&& f) -> lowbit::status {
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      if (i == 0) {
+        if (lowbit::status done = f(runs[0], w); !done) return done;
+        continue;
+      }
+      auto read = source_of(runs[i], s);
+      if (!read) return std::move(read).error();
+      if (lowbit::status done = f(runs[i], read->view()); !done) return done;
+    }
+    return lowbit::done{};
+  };
+  if (lowbit::status finite = for_runs([&](const tensor&, packed_view run) { return check_finite(t.name, run, threads); }); !finite) return finite;
   verdict v{t.name, std::string{w.spec->name}, {}, s.heads || !s.rows.empty() || s.forget_inputs ? fidelity::permuted : fidelity::exact, true, 0.0};
   const auto fits = [&](const packed_view& form) {  // in the target
     if (form.spec->is_float()) return true;
@@ -245,12 +266,25 @@ lowbit::status conversion_plan::decide(const tensor& t, const conversion& how, t
       } else if (!keeps_factor) {
         continue;
       }
-      auto same = carry_over(w, *to, keeps_factor && form.factor != 1.0, threads);
-      if (!same || (layout_ && layout_->family != nullptr && has_unstorable_zero(*layout_->family, same->weights.view()))) continue;
-      if (layout_ && layout_->nested && layout_->family == nullptr) break;  // its scales are rounded
-      keep(same->weights.view());
-      v.codes_kept = same->codes_kept;
-      if (!same->codes_kept) v.kind = fidelity::wider;
+      bool exact = true, codes_kept = true;
+      const step before = s;
+      const lowbit::status read = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
+        if (!exact) return lowbit::done{};
+        const auto same = carry_over(run, *to, keeps_factor && form.factor != 1.0, threads);
+        exact = same && !(layout_ && layout_->family != nullptr && has_unstorable_zero(*layout_->family, same->weights.view()));
+        if (!exact) return lowbit::done{};
+        codes_kept = codes_kept && same->codes_kept;
+        if (&part == &runs[0]) keep(same->weights.view());
+        return lowbit::done{};
+      });
+      if (!read) return read;
+      if (!exact || (layout_ && layout_->nested && layout_->family == nullptr)) {  // nested scales are rounded
+        s = before;
+        if (exact) break;
+        continue;
+      }
+      v.codes_kept = codes_kept;
+      if (!codes_kept) v.kind = fidelity::wider;
       return finish();
     }
   }
@@ -270,19 +304,35 @@ lowbit::status conversion_plan::decide(const tensor& t, const conversion& how, t
       const float value = scales.value(i);
       std::memcpy(nested.bytes().data() + i * w.spec->bytes, &value, sizeof value);
     }
-    v.error = relative_error(w, nested.view(), threads);
+    relative_error error;  // such weights come whole
+    error.add(w, nested.view(), threads);
+    v.error = error.value();
     return finish();
   }
   if (!w.spec->is_float() && !how.format && gguf_) {
     for (const format_spec* to : candidates(w)) {
       if (to->codes.bits() != w.spec->codes.bits() || w.cols % to->block != 0 || to->values.present() != w.spec->values.present()) continue;
-      const auto rounded = lowbit::recode_rounded(w, *to, threads);
-      if (!rounded) continue;
+      bool possible = true;
+      relative_error error;
+      const step before = s;
+      const lowbit::status read = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
+        if (!possible) return lowbit::done{};
+        const auto rounded = lowbit::recode_rounded(run, *to, threads);
+        possible = rounded.has_value();
+        if (!possible) return lowbit::done{};
+        if (&part == &runs[0]) keep(rounded->view());
+        error.add(run, rounded->view(), threads);
+        return lowbit::done{};
+      });
+      if (!read) return read;
+      if (!possible) {
+        s = before;
+        continue;
+      }
       s.requantise = false;
       s.rounded = true;
       v.codes_kept = true;
-      keep(rounded->view());
-      v.error = relative_error(w, rounded->view(), threads);
+      v.error = error.value();
       return finish();
     }
   }
@@ -296,11 +346,18 @@ lowbit::status conversion_plan::decide(const tensor& t, const conversion& how, t
     const std::string why = layout_ && layout_->family != nullptr ? lowbit::cannot_hold(*layout_->family, form).value_or("") : "it does not hold " + std::string{s.to->name};
     return lowbit::failure{lowbit::errc::unsupported, "tensor " + t.name + " cannot be written to " + how.target + ": " + why};
   }
-  const auto out = apply(t, s, threads);
-  if (!out) return out.error();
-  keep(out->view());
+  relative_error error;
+  const step how_to = s;
+  const lowbit::status made = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
+    const auto out = apply(part, how_to, threads);
+    if (!out) return out.error();
+    if (&part == &runs[0]) keep(out->view());
+    error.add(run, out->view(), threads);
+    return lowbit::done{};
+  });
+  if (!made) return made;
   s.requantise = true;
-  v.error = relative_error(w, out->view(), threads);
+  v.error = error.value();
   if (w.spec->is_float() && s.to->is_float() && v.error == 0.0) v.kind = w.spec->bytes < s.to->bytes ? fidelity::wider : fidelity::exact;
   return finish();
 }
