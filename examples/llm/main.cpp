@@ -8,7 +8,9 @@
 #include <fmt/core.h>
 
 #include <csignal>
+#include <cstdio>
 #include <cstring>
+#include <system_error>
 #include <unistd.h>
 
 namespace {
@@ -19,6 +21,28 @@ void clean_up(int signal) {
   if (const char* const words = llm::last_words; words != nullptr) (void)!write(STDERR_FILENO, words, std::strlen(words));
   std::signal(signal, SIG_DFL);
   std::raise(signal);
+}
+
+// A message as one line: names from files may have anything in them.
+std::string line_of(const std::string& message) {
+  std::string line;
+  for (const char c : message) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) line += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    else line += c;
+  }
+  return line;
+}
+
+// What was chosen, its output included.
+lowbit::status run(const llm::action& chosen) {
+  const lowbit::failure unwritten{lowbit::errc::io, "standard output cannot be written to"};
+  try {
+    lowbit::status done = chosen();
+    if (done && (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)) return unwritten;
+    return done;
+  } catch (const std::system_error&) {  // fmt's, where a buffer is full
+    return unwritten;
+  }
 }
 
 }  // namespace
@@ -64,8 +88,8 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 2;
   }
-  const lowbit::status status = chosen();
+  const lowbit::status status = run(chosen);
   if (status) return 0;
-  fmt::print(stderr, "lowbit: {}\n", status.error().message);
+  fmt::print(stderr, "lowbit: {}\n", line_of(status.error().message));
   return 2;
 }

@@ -94,6 +94,16 @@ TEST_CASE("verify hashes good files and names what is wrong with bad ones") {
   REQUIRE(run("quantise " + model + " " + folder / "hf" + " --format nf4").code == 0);
   CHECK(run("verify " + folder / "hf").code == 0);
   check_refused("verify " + model, {"tiny.bin", "not a GGUF file"});
+  std::string named = read_bytes(folder / "m.gguf");
+  named[named.find("output_norm.weight") + 6] = '\n';
+  named.resize(named.size() - 4);
+  write_bytes(folder / "named.gguf", named);
+  const outcome cut = run("verify " + folder / "named.gguf");
+  CHECK(cut.code == 2);
+  CHECK(lines(cut.err) == 1);
+  CHECK(cut.err.find("output\\x0anorm.weight") != std::string::npos);
+  for (const char* const command : {"verify ", "inspect --json "})
+    CHECK(WEXITSTATUS(std::system(("\"" LOWBIT_CLI "\" " + (command + folder / "m.gguf") + " > /dev/full 2> /dev/null").c_str())) == 2);
   check_refused("quantise " + model + " " + folder / "parts" + " --format nf4 --split 1K", {"nf4", "only GGUF is written in parts"});
   CHECK(!std::filesystem::exists(folder / "parts"));
 }
