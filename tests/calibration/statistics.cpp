@@ -1,5 +1,6 @@
 // Statistics against float64, in any order of merging, on any number of threads, saved and loaded, and with every byte missing or changed.
 #include "../executors.hpp"
+#include "../io/files.hpp"
 
 #include <lowbit/calibration/saved.hpp>
 #include <lowbit/calibration/statistics.hpp>
@@ -7,6 +8,8 @@
 
 #include <doctest/doctest.h>
 
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <random>
 
@@ -185,6 +188,49 @@ TEST_CASE("statistics of all layers but one can be elsewhere") {
   CHECK(spilled.load("c").error().kind == errc::not_found);
   kept["a"].pop_back();
   CHECK(spilled.update("a", 20, [](auto&) {}).error().message == "a: statistics end early, after " + std::to_string(kept["a"].size()) + " bytes");
+}
+
+TEST_CASE("experts of a mixture: each from the tokens that reach it, in files between their batches") {
+  struct file_store {
+    const test::scratch_folder* folder;
+    status put(const std::string& name, const std::vector<std::uint8_t>& bytes) {
+      test::write_all(*folder / name, std::string(bytes.begin(), bytes.end()));
+      return done{};
+    }
+    result<std::vector<std::uint8_t>> get(const std::string& name) {
+      std::ifstream file(*folder / name, std::ios::binary);
+      if (!file) return failure{errc::not_found, "no " + name};
+      return std::vector<std::uint8_t>(std::istreambuf_iterator<char>(file), {});
+    }
+  };
+  const test::scratch_folder folder;
+  constexpr Eigen::Index channels = 24;
+  constexpr unsigned experts = 4;  // nothing reaches the last one
+  spilled_statistics<calibrated<hessian, channel_importance>, file_store> layers(file_store{&folder});
+  std::vector<Eigen::MatrixXd> sums(experts, Eigen::MatrixXd::Zero(channels, channels));
+  std::vector<double> tokens(experts);
+  std::mt19937 random(5);
+  for (int batch = 0; batch < 6; ++batch) {
+    const matrix x = matrix::Random(30, channels);
+    std::vector<std::vector<Eigen::Index>> routed(experts);
+    for (Eigen::Index t = 0; t < x.rows(); ++t)
+      for (const unsigned e : {static_cast<unsigned>(random() % 2), 2u}) routed[e].push_back(t);  // two experts a token
+    for (unsigned e = 0; e < experts; ++e) {
+      if (routed[e].empty()) continue;
+      const matrix own = x(routed[e], Eigen::all);
+      REQUIRE(layers.update("blk.0.ffn_gate." + std::to_string(e), static_cast<std::size_t>(channels), [&](auto& s) { s.add(view(own)); }));
+      sums[e] += own.cast<double>().transpose() * own.cast<double>();
+      tokens[e] += static_cast<double>(own.rows());
+    }
+  }
+  for (unsigned e = 0; e + 1 < experts; ++e) {
+    const auto found = layers.load("blk.0.ffn_gate." + std::to_string(e));
+    REQUIRE(found);
+    const Eigen::MatrixXd expected = 2 / tokens[e] * sums[e];
+    CHECK((found->get<hessian>().matrix().cast<double>() - expected).norm() < 1e-6 * expected.norm());
+    CHECK(found->get<channel_importance>().tokens() == static_cast<std::size_t>(tokens[e]));
+  }
+  CHECK(layers.load("blk.0.ffn_gate.3").error().kind == errc::not_found);
 }
 
 TEST_CASE("the largest magnitude of every channel, of parts and of the whole") {
