@@ -4,7 +4,6 @@
 
 #include <lowbit/quantise/outliers.hpp>
 
-#include <cstring>
 #include <utility>
 
 namespace llm {
@@ -12,12 +11,6 @@ namespace {
 
 std::string columns_name(const std::string& name) { return name + ".outliers"; }
 std::string channels_name(const std::string& name) { return name + ".outlier_channels"; }
-
-weights as_floats(const float* values, std::size_t rows, std::size_t cols) {
-  lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, rows, cols};
-  if (rows * cols != 0) std::memcpy(out.bytes().data(), values, rows * cols * sizeof(float));
-  return weights{std::move(out)};
-}
 
 /// What keep_outliers kept of a matrix.
 struct kept {
@@ -50,8 +43,8 @@ matrix take_columns(matrix& w, std::span<const std::uint32_t> channels) {
 
 void keep_outliers(named_weights& step, const std::string& name, const matrix& columns, std::span<const std::uint32_t> channels) {
   const std::vector<float> numbers(channels.begin(), channels.end());  // exact up to 2^24
-  step.emplace(columns_name(name), as_floats(columns.row(0), columns.rows(), columns.cols()));
-  step.emplace(channels_name(name), as_floats(numbers.data(), 1, numbers.size()));
+  step.emplace(columns_name(name), stored_floats(columns.row(0), columns.rows(), columns.cols()));
+  step.emplace(channels_name(name), stored_floats(numbers.data(), 1, numbers.size()));
 }
 
 void run_outliers(layer_weights& w, part p, std::size_t layer, const std::function<const weights*(const std::string&)>& find) {

@@ -6,16 +6,9 @@
 #include <lowbit/format/gguf.hpp>
 
 #include <algorithm>
-#include <cstring>
 
 namespace llm {
 namespace {
-
-weights stored_floats(const float* values, std::size_t rows, std::size_t cols) {
-  lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, rows, cols};
-  std::memcpy(out.bytes().data(), values, rows * cols * sizeof(float));
-  return weights{std::move(out)};
-}
 
 named_weights one(std::string name, weights w) {
   named_weights step;

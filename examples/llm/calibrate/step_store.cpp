@@ -4,6 +4,7 @@
 #include <lowbit/io/byte_reader.hpp>
 #include <lowbit/io/file_writer.hpp>
 
+#include <cstring>
 #include <unistd.h>
 
 namespace llm {
@@ -23,6 +24,12 @@ void put(std::string& bytes, std::string_view text) {
 }
 
 }  // namespace
+
+weights stored_floats(const float* values, std::size_t rows, std::size_t cols) {
+  lowbit::packed_matrix out{lowbit::spec_of<lowbit::f32>, rows, cols};
+  if (rows * cols != 0) std::memcpy(out.bytes().data(), values, rows * cols * sizeof(float));
+  return weights{std::move(out)};
+}
 
 fs::path step_store::file_of(std::size_t step) const { return folder_ / ("step-" + std::to_string(step)); }
 

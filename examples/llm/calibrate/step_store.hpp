@@ -16,6 +16,9 @@ namespace llm {
 /// Weights by their tensors' names (GGUF's).
 using named_weights = std::map<std::string, weights, std::less<>>;
 
+/// A copy of [rows, cols] floats, as weights in float32.
+weights stored_floats(const float* values, std::size_t rows, std::size_t cols);
+
 class step_store {
  public:
   /// Keeps everything in memory.

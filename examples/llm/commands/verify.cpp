@@ -44,13 +44,6 @@ struct verdict {
   lowbit::weight_findings found;
 };
 
-const lowbit::format_spec* format_of_dtype(std::string_view dtype) {
-  if (dtype == "F32") return &lowbit::spec_of<lowbit::f32>;
-  if (dtype == "F16") return &lowbit::spec_of<lowbit::float16>;
-  if (dtype == "BF16") return &lowbit::spec_of<lowbit::bfloat16>;
-  return nullptr;
-}
-
 lowbit::result<std::vector<subject>> open_gguf_subjects(const std::string& path) {
   auto opened = lowbit::gguf_model::open(path);
   if (!opened) return std::move(opened).error();
@@ -125,7 +118,7 @@ lowbit::result<std::vector<subject>> open_safetensors_subjects(const std::string
   for (const lowbit::safetensors_model::tensor& t : model->tensors()) {
     const bool is_part = !modules.empty() && lowbit::is_checkpoint_part(t.name);
     if (is_part && !has_codes(t.name)) all.push_back(orphan(t.name));
-    subject s{t.name, t.dtype, t.shape, t.bytes, is_part || module_with(t) ? nullptr : format_of_dtype(t.dtype), 1, 1, {}};
+    subject s{t.name, t.dtype, t.shape, t.bytes, is_part || module_with(t) ? nullptr : float_format(t.dtype), 1, 1, {}};
     if (!t.shape.empty()) s.cols = static_cast<std::size_t>(t.shape.back());
     for (std::size_t i = 0; i + 1 < t.shape.size(); ++i) s.rows *= static_cast<std::size_t>(t.shape[i]);
     s.map = [model, &t](std::size_t first, std::size_t bytes) { return model->map(t, first, bytes); };

@@ -22,14 +22,14 @@ lowbit::result<nlohmann::json> read_json(const fs::path& path) {
   return parse_json(path.string(), {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()});
 }
 
+}  // namespace
+
 const lowbit::format_spec* float_format(std::string_view dtype) {
   if (dtype == "F32") return &lowbit::spec_of<lowbit::f32>;
   if (dtype == "F16") return &lowbit::spec_of<lowbit::float16>;
   if (dtype == "BF16") return &lowbit::spec_of<lowbit::bfloat16>;
   return nullptr;
 }
-
-}  // namespace
 
 lowbit::result<lowbit::quantisation_config> read_quantisation(const std::string& folder) {
   const fs::path path{folder};

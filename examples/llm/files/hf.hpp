@@ -5,8 +5,12 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace llm {
+
+/// The format of a tensor of floats, or null for other types.
+const lowbit::format_spec* float_format(std::string_view dtype);
 
 /// What the files say of the quantisation: a part of config.json, or a file of AutoGPTQ's or AutoAWQ's. Nothing where there is none of them.
 lowbit::result<lowbit::quantisation_config> read_quantisation(const std::string& folder);
