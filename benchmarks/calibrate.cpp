@@ -1,5 +1,6 @@
 // What calibrated quantisers take, on one thread: the Hessian's update against the peak of multiply-adds, error feedback against the time that its
 // own operations would take at the speed of Eigen's product. A program of its own, for Eigen at its best needs the machine's own flags.
+#include "judge.hpp"
 #include "roofs.hpp"
 #include "workload.hpp"
 
@@ -10,7 +11,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 
 namespace {
 
@@ -51,14 +51,6 @@ std::vector<float> correlated(std::size_t tokens, std::size_t channels) {
   return x;
 }
 
-void label(benchmark::State& state, double roof, double operations) {
-  using benchmark::Counter;
-  state.counters["of_roof"] = Counter(operations / roof, Counter::kIsIterationInvariantRate);
-  char text[64];
-  std::snprintf(text, sizeof text, "roof %.1f Gop/s", roof / 1e9);
-  state.SetLabel(text);
-}
-
 void update_hessian(benchmark::State& state, std::size_t channels) {
   constexpr std::size_t tokens = 512;
   const std::vector<float> x = correlated(tokens, channels);
@@ -66,7 +58,7 @@ void update_hessian(benchmark::State& state, std::size_t channels) {
   calibrated<hessian> h(channels);
   for (auto _ : state) h.add({x.data(), tokens, channels}, serial);
   // The half of a symmetric matrix, a multiplication and an addition each.
-  label(state, bench::float_roof(kernel::best_unit().name), static_cast<double>(tokens) * static_cast<double>(channels) * static_cast<double>(channels + 1));
+  bench::judge(state, static_cast<double>(tokens) * static_cast<double>(channels) * static_cast<double>(channels + 1), bench::float_roof(kernel::best_unit().name), "op");
 }
 
 void feed_back(benchmark::State& state, format_id format, bench::shape n, bool guard) {
@@ -83,7 +75,7 @@ void feed_back(benchmark::State& state, format_id format, bench::shape n, bool g
     state.ResumeTiming();
   }
   const auto cols = static_cast<double>(n.cols);
-  label(state, speed, static_cast<double>(n.rows) * cols * cols + cols * cols * cols / 3);
+  bench::judge(state, static_cast<double>(n.rows) * cols * cols + cols * cols * cols / 3, speed, "op");
 }
 
 // Before main().

@@ -3,6 +3,7 @@
 // Each row counts weights/s, bytes/s and, as `of_roof`, its share of a limit measured in the same process: the bandwidth of memory for
 // rows of one token and for conversions, the peak of integer dots or of float multiply-adds for rows of many. One-token rows rotate
 // through more memory than caches hold. Filter rows with --benchmark_filter: by default there are several hundred.
+#include "judge.hpp"
 #include "pinned_executor.hpp"
 #include "roofs.hpp"
 #include "workload.hpp"
@@ -13,7 +14,6 @@
 
 #include <benchmark/benchmark.h>
 
-#include <cstdio>
 #include <string>
 
 using namespace lowbit;
@@ -28,10 +28,7 @@ void count(benchmark::State& state, double weights, double bytes, double work, d
   const auto per_second = [&](double n) { return Counter(n, Counter::kIsIterationInvariantRate); };
   state.counters["weights/s"] = per_second(weights);
   state.counters["bytes/s"] = per_second(bytes);
-  if (roof > 0) state.counters["of_roof"] = per_second(work / roof);
-  char label[64];
-  std::snprintf(label, sizeof label, "roof %.1f G%s/s", roof / 1e9, roof_name);
-  state.SetLabel(label);
+  bench::judge(state, work, roof, roof_name);
 }
 
 void multiply_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n, std::size_t tokens, std::size_t threads,

@@ -1,6 +1,7 @@
 // Quantising whole rows: rows quantise/format/arch/MxK/0/1, and quantise_importance/… where importance changes the work, run the row
 // kernels of each unit; quantise_matrix/… is round to nearest as a user calls it, on the best unit, with the memory that it takes and the
 // search for weights that are not finite. `of_roof` is the share of the read bandwidth that reading the floats takes.
+#include "judge.hpp"
 #include "roofs.hpp"
 #include "workload.hpp"
 
@@ -9,7 +10,6 @@
 
 #include <benchmark/benchmark.h>
 
-#include <cstdio>
 #include <string>
 
 using namespace lowbit;
@@ -19,13 +19,9 @@ namespace {
 constexpr std::size_t rows = 1024, cols = 4096;
 
 void count(benchmark::State& state) {
-  using benchmark::Counter;
   const auto n = static_cast<double>(rows * cols);
-  state.counters["weights/s"] = Counter(n, Counter::kIsIterationInvariantRate);
-  state.counters["of_roof"] = Counter(n * sizeof(float) / bench::read_roof(), Counter::kIsIterationInvariantRate);
-  char label[64];
-  std::snprintf(label, sizeof label, "roof %.1f GB/s", bench::read_roof() / 1e9);
-  state.SetLabel(label);
+  state.counters["weights/s"] = benchmark::Counter(n, benchmark::Counter::kIsIterationInvariantRate);
+  bench::judge(state, n * sizeof(float), bench::read_roof(), "B");
 }
 
 bool as_ggml(const format_spec& s, bool importance) { return s.gguf >= 0 && !s.is_float() && kernel::can_quantise_as_ggml(s, importance); }

@@ -9,13 +9,12 @@
 
 void fuzz_one(std::span<const std::uint8_t> input) {
   using namespace lowbit;
-  const std::size_t config_size = std::min(fuzz::text_of(input).find('\0'), input.size());
-  const auto config = detail::parse_json<nlohmann::ordered_json>(fuzz::text_of(input.first(config_size)), "config");
+  const auto [text, tensors] = fuzz::text_and_rest(input);
+  const auto config = detail::parse_json<nlohmann::ordered_json>(text, "config");
   if (!config) return fuzz::require(!config.error().message.empty());
   const auto settings = read_quantisation_config(*config);
   if (!settings) return fuzz::require(!settings.error().message.empty());
-  // Data as aligned as a mapped file's.
-  const std::vector<std::uint8_t> file(input.begin() + static_cast<std::ptrdiff_t>(std::min(config_size + 1, input.size())), input.end());
+  const std::vector<std::uint8_t> file(tensors.begin(), tensors.end());  // as aligned as a mapped file's
   const auto content = read_safetensors(file);
   if (!content) return;
   std::set<std::string> modules;

@@ -5,9 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,6 +21,14 @@ void fuzz_one(std::span<const std::uint8_t> input);
 namespace lowbit::fuzz {
 
 inline std::string_view text_of(std::span<const std::uint8_t> input) { return {reinterpret_cast<const char*>(input.data()), input.size()}; }
+
+/// Inputs of two files: a text, a byte of zero, and the rest.
+inline std::pair<std::string_view, std::span<const std::uint8_t>> text_and_rest(std::span<const std::uint8_t> input) {
+  const std::string_view text = text_of(input);
+  const std::size_t end = text.find('\0');
+  if (end == text.npos) return {text, {}};
+  return {text.substr(0, end), input.subspan(end + 1)};
+}
 
 /// Stops the run: a reader accepted what contradicts itself.
 inline void require(bool holds) {
@@ -48,6 +59,30 @@ class memory_file {
 
  private:
   int fd_;
+};
+
+/// A folder for readers that want several files; it goes with the object.
+class temporary_folder {
+ public:
+  temporary_folder() {
+    std::string name = (std::filesystem::temp_directory_path() / "lowbit-fuzz-XXXXXX").string();
+    require(::mkdtemp(name.data()) != nullptr);
+    path_ = name;
+  }
+  temporary_folder(const temporary_folder&) = delete;
+  ~temporary_folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
+  void write(const char* name, std::string_view content) const {
+    std::ofstream out(path_ / name, std::ios::binary);
+    out.write(content.data(), static_cast<std::streamsize>(content.size()));
+    require(out.good());
+  }
+
+ private:
+  std::filesystem::path path_;
 };
 
 }  // namespace lowbit::fuzz

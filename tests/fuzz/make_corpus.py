@@ -92,6 +92,24 @@ for name, data in {
 }.items():
     save("gguf", name, data)
 
+
+
+def two_parts(first, second):
+    return struct.pack("<I", len(first)) + first + second
+
+
+def split_part(number, count=2, total=3, name="a", marked=True):
+    return gguf([key("split.no", 2, number), key("split.count", 2, count), key("split.tensors.count", 5, total)] if marked else [],
+                [(name, [32, 2], 2)] + ([("t", [3], 0)] if number else []))
+
+
+for name, data in {
+    "good": two_parts(split_part(0), split_part(1, name="b")), "whole": two_parts(split_part(0, marked=False), b""), "bad_second": two_parts(split_part(0), b"GGUF"), "bad_number": two_parts(split_part(0), split_part(2, name="b")),
+    "bad_later": two_parts(split_part(1), split_part(1, name="b")), "bad_count": two_parts(split_part(0), split_part(1, count=3, name="b")), "bad_total": two_parts(split_part(0, total=4), split_part(1, name="b")),
+    "bad_repeated": two_parts(split_part(0), split_part(1)), "bad_missing": two_parts(split_part(0, count=65535), b""), "bad_unmarked": two_parts(split_part(0), split_part(1, name="b", marked=False)),
+}.items():
+    save("gguf_parts", name, data)
+
 words = ["<unk>", "<s>", "</s>", "a", "b", "ab", "\u2581", "\u2581a"] + [f"<0x{i:02X}>" for i in (0x31, 0x32, 0xc3)]
 kinds = [2, 3, 3, 1, 1, 1, 1, 1, 6, 6, 6]
 model_keys = [key("general.architecture", 8, "llama"), key("llama.block_count", 4, 1), key("llama.context_length", 4, 16),
@@ -215,7 +233,7 @@ for name, data in {
 
 # Checkpoint layouts: a quantization_config, a zero, a safetensors file --------------------------------------------------------------
 def checkpoint(config, parts):
-    """parts: name -> (dtype, shape, bytes)."""
+    """A text and the tensors that go with it; parts: name -> (dtype, shape, bytes)."""
     header, body = {}, b""
     for name, (dtype, shape, data) in parts.items():
         header[name] = tensor(dtype, shape, len(body), len(body) + len(data))
@@ -332,8 +350,35 @@ for name, data in {"dim_0": llama2c(dim=0), "negative": llama2c(hidden=-6), "hug
 
 # PEFT ------------------------------------------------------------------------------------------------------------------------------
 peft = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "rank_pattern": {"k_proj": 4}, "alpha_pattern": {"k_proj": 2.5}, "bias": "none", "use_rslora": True}
-save("peft_config", "good", json.dumps(peft))
+factors = {f"base_model.model.model.layers.{n}.self_attn.{m}.lora_{f}.weight": ("F32", [r, 4] if f == "A" else [4, r], single * 4 * r)
+           for n, m, r in ((0, "q_proj", 8), (0, "k_proj", 4)) for f in "AB"}
+save("peft_adapter", "good", checkpoint(peft, factors))
 for name, change in {"type": {"peft_type": ["LORA"]}, "rank_0": {"r": 0}, "rank_huge": {"r": 1 << 62}, "rank_text": {"r": "8"}, "alpha": {"lora_alpha": None}, "stabilised": {"use_rslora": 1},
-                     "targets": {"target_modules": [None]}, "pattern": {"rank_pattern": []}, "pattern_value": {"alpha_pattern": {"q": "x"}}, "pattern_regex": {"rank_pattern": {".*": 1}},
-                     "saved": {"modules_to_save": {"a": 1}}, "dora": {"use_dora": "yes"}}.items():
-    save("peft_config", "bad_" + name, json.dumps({**peft, **change}))
+                     "targets": {"target_modules": [None]}, "target_missing": {"target_modules": ["o_proj"]}, "pattern": {"rank_pattern": []}, "pattern_value": {"alpha_pattern": {"q": "x"}},
+                     "pattern_regex": {"rank_pattern": {".*": 1}}, "saved": {"modules_to_save": {"a": 1}}, "dora": {"use_dora": "yes"}, "tokens": {"trainable_token_indices": [1]},
+                     "activated": {"alora_invocation_tokens": [3, 4]}, "replicated": {"layer_replication": [[0, 1], [0, 1]]}}.items():
+    save("peft_adapter", "bad_" + name, checkpoint({**peft, **change}, factors))
+names = list(factors)
+for name, change in {"alone": {k: v for k, v in factors.items() if k != names[1]}, "none": {}, "rank": {**factors, names[0]: ("F32", [4, 4], single * 16)},
+                     "values": {**factors, names[0]: ("F32", [8, 4], b"\xff" * 128)}, "tensor_type": {**factors, names[0]: ("I32", [8, 4], bytes(128))},
+                     "vector": {**factors, names[0]: ("F32", [32], single * 32)}, "other": {**factors, "base_model.model.lm_head.weight": ("F32", [1], single)}}.items():
+    save("peft_adapter", "bad_" + name, checkpoint(peft, change))
+
+# A Hugging Face folder ---------------------------------------------------------------------------------------------------------------
+small = {**config, "vocab_size": 3, "num_key_value_heads": 2, "tie_word_embeddings": True}
+names = {"model.embed_tokens.weight": [3, 4], "model.norm.weight": [4], "model.layers.0.input_layernorm.weight": [4], "model.layers.0.post_attention_layernorm.weight": [4],
+         **{f"model.layers.0.self_attn.{m}_proj.weight": [4, 4] for m in "qkvo"}, "model.layers.0.mlp.gate_proj.weight": [6, 4], "model.layers.0.mlp.up_proj.weight": [6, 4],
+         "model.layers.0.mlp.down_proj.weight": [4, 6]}
+plain = {n: ("F32", shape, single * (shape[0] * shape[-1] if len(shape) == 2 else shape[0])) for n, shape in names.items()}
+query = "model.layers.0.self_attn.q_proj"
+wide = {**small, "hidden_size": 64}
+packed = {f"{query}.{n.split('.', 1)[1]}": v for n, v in packed_parts.items()}
+for name, data in {
+    "floats": checkpoint(small, plain), "bias_of_zeros": checkpoint(small, {**plain, query + ".bias": ("F32", [4], bytes(16))}),
+    "quantised": checkpoint({**wide, "quantization_config": compressed}, {**{k: v for k, v in plain.items() if "q_proj" not in k}, **packed}),
+    "bad_bias": checkpoint(small, {**plain, query + ".bias": ("F32", [4], single * 4)}), "bad_name": checkpoint(small, {**plain, "model.vision.weight": ("F32", [1], single)}),
+    "bad_type": checkpoint(small, {**plain, query + ".weight": ("F64", [4, 4], bytes(128))}), "bad_rank": checkpoint(small, {**plain, query + ".weight": ("F32", [1, 4, 4], single * 16)}),
+    "bad_shape": checkpoint(small, {**plain, query + ".weight": ("F32", [2, 8], single * 16)}), "bad_missing": checkpoint(small, {k: v for k, v in plain.items() if "gate" not in k}),
+    "bad_tied": checkpoint({**small, "tie_word_embeddings": 3}, plain), "bad_codes": checkpoint(wide, {**plain, **packed}), "bad_config": checkpoint([], plain),
+}.items():
+    save("hf_folder", name, data)

@@ -1,7 +1,7 @@
 // What ggml_bytes.py compares with ggml: rows quantised to every GGUF type by the library, as files of bytes.
 //
 // ggml_bytes WEIGHTS ROWS COLS IMPORTANCE FOLDER: float32 files in, FOLDER/TYPE (without importance) and FOLDER/TYPE.weighted out. Prints the
-// name of the unit that the kernels came from.
+// name of the unit that the kernels came from. Without arguments: the names of all units that this machine can run.
 #include <lowbit/quantise/by_id.hpp>
 
 #include <cstdio>
@@ -31,6 +31,11 @@ bool write(const std::string& path, const lowbit::result<lowbit::quantised>& q) 
 
 int main(int argc, char** argv) {
   using namespace lowbit;
+  if (argc == 1) {
+    for (const kernel::linked_unit& u : kernel::linked_units())
+      if (u.available) std::puts(u.name);
+    return 0;
+  }
   if (argc != 6) return 2;
   const std::vector<float> weights = floats_in(argv[1]), importance = floats_in(argv[4]);
   const std::size_t rows = std::strtoull(argv[2], nullptr, 10), cols = std::strtoull(argv[3], nullptr, 10);

@@ -1,7 +1,7 @@
 """ggml: the bytes that lowbit quantises weights to are ggml's, for every type that is written, with and without importance, on every
-instruction set of this machine up to AVX2, on 2^20 normal and 2^20 heavy-tailed weights.
+instruction set that the machine has, on 2^20 normal and 2^20 heavy-tailed weights.
 
-Usage: ggml_bytes.py HELPER, the executable of ggml_bytes.cpp. ggml itself (libggml-base, called through ctypes) comes with
+Usage: ggml_bytes.py HELPER, the executable of ggml_bytes.cpp, or the words of a command that runs it on an emulated machine. ggml itself (libggml-base, called through ctypes) comes with
 llama-cpp-python or llama-cpp-py-sync. Zeros, repeated numbers and a row's very different magnitudes are among the weights.
 """
 import ctypes
@@ -53,9 +53,19 @@ def weights_of(kind, random):
 
 
 ggml, origin = load_ggml()
-helper = sys.argv[1]
+helper = sys.argv[1:]
+
+
+def run(arch, *arguments):
+    done = subprocess.run([*helper, *map(str, arguments)], env=dict(os.environ, LOWBIT_ARCH=arch), capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(helper)} failed: {done.stderr}")
+    return done.stdout.split()
+
+
+units = run("")
 random = numpy.random.default_rng(7)
-compared, units = 0, []
+compared = 0
 with Folder() as folder:
     for kind in ("normal", "heavy-tailed"):
         weights = weights_of(kind, random)
@@ -69,13 +79,10 @@ with Folder() as folder:
                 out = numpy.zeros((ROWS, ggml.ggml_row_size(number, COLS)), numpy.uint8)
                 ggml.ggml_quantize_chunk(number, weights.ctypes.data, out.ctypes.data, 0, ROWS, COLS, importance.ctypes.data if weighted else None)
                 expected[name + (".weighted" if weighted else "")] = out
-        for arch in ("sse2", "sse4_1", "avx2"):
+        for arch in units:
             (folder / arch).mkdir(exist_ok=True)
-            done = subprocess.run([helper, folder / "weights", str(ROWS), str(COLS), folder / "importance", folder / arch],
-                                  env=dict(os.environ, LOWBIT_ARCH=arch), capture_output=True, text=True)
-            if done.returncode != 0:
-                sys.exit(f"{helper} failed: {done.stderr}")
-            units.append(done.stdout.strip())
+            used = run(arch, folder / "weights", ROWS, COLS, folder / "importance", folder / arch)
+            assert used == [arch], f"{used} ran where {arch} was asked for"
             others = {p.name.removesuffix(".weighted") for p in (folder / arch).iterdir()} ^ set(TYPES)
             assert not others, f"{', '.join(sorted(others))}: not on both sides"
             for name, theirs in expected.items():
@@ -85,4 +92,4 @@ with Folder() as folder:
                     sys.exit(f"{name} of {kind} weights on {arch}: {len(rows)} of {ROWS} rows differ, {int((ours != theirs).sum())} bytes, the first in row {rows[0]}")
                 compared += 1
 print(f"{origin}: the same bytes in {compared} comparisons of {ROWS * COLS} weights each, of {len(TYPES)} types, with and without importance, "
-      f"on {', '.join(dict.fromkeys(units))}")
+      f"on {', '.join(units)}")

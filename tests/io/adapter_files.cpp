@@ -217,6 +217,9 @@ TEST_CASE("bad PEFT adapters are refused by name") {
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"use_dora":true})", errc::unsupported, "'use_dora'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"bias":"all"})", errc::unsupported, "bias");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"modules_to_save":["lm_head"]})", errc::unsupported, "'modules_to_save'");
+  config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"trainable_token_indices":{"embed_tokens":[1]}})", errc::unsupported, "'trainable_token_indices'");
+  config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"layer_replication":[[0,2],[1,3]]})", errc::unsupported, "'layer_replication'");
+  config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alora_invocation_tokens":[7]})", errc::unsupported, "'alora_invocation_tokens'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"rank_pattern":{".*q_proj":2}})", errc::unsupported, "regular expression '.*q_proj'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"rank_pattern":{"q_proj":0}})", errc::bad_value, "rank_pattern.q_proj");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":3})", errc::bad_value, "'alpha_pattern'");

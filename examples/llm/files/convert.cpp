@@ -198,169 +198,214 @@ const format_spec* conversion_plan::fallback(const tensor& t, const packed_view&
   return &lowbit::uniform_format(width, group, layout_->family->method != "awq", lowbit::number::f16);
 }
 
-lowbit::status conversion_plan::decide(const tensor& t, const conversion& how, thread_pool& threads) {
-  step& s = steps_[static_cast<std::size_t>(verdicts_.size())];
-  // A run of rows at a time, so that a tensor may be larger than memory; what is decided by formats and shapes is by the first.
-  const std::vector<tensor> runs = parts_of(t, std::size_t{1} << 22);
-  auto source = source_of(runs[0], s);
-  if (!source) return std::move(source).error();
-  const packed_view w = source->view();
-  const auto for_runs = [&](auto&& f) -> lowbit::status {
-    for (std::size_t i = 0; i < runs.size(); ++i) {
-      if (i == 0) {
-        if (lowbit::status done = f(runs[0], w); !done) return done;
-        continue;
-      }
-      auto read = source_of(runs[i], s);
-      if (!read) return std::move(read).error();
-      if (lowbit::status done = f(runs[i], read->view()); !done) return done;
-    }
-    return lowbit::done{};
-  };
-  if (lowbit::status finite = for_runs([&](const tensor&, packed_view run) { return check_finite(t.name, run, threads); }); !finite) return finite;
-  verdict v{t.name, std::string{w.spec->name}, {}, s.heads || !s.rows.empty() || s.forget_inputs ? fidelity::permuted : fidelity::exact, true, 0.0};
-  const auto fits = [&](const packed_view& form) {  // in the target
-    if (form.spec->is_float()) return true;
-    if (gguf_) return form.inputs == nullptr && form.cols % form.spec->block == 0 && (form.factor == 1.0 || form.spec == &lowbit::spec_of<lowbit::nvfp4>);
-    if (!layout_) return false;
-    if (layout_->family == nullptr) return lowbit::detail::bitsandbytes_base(*form.spec) != nullptr && form.inputs == nullptr && form.factor == 1.0 && form.cols % form.spec->block == 0;
-    return !lowbit::cannot_hold(*layout_->family, form);
-  };
-  const auto keep = [&](const packed_view& form) {
-    s.to = form.spec;
-    s.factor = form.factor;
-    if (form.inputs != nullptr) s.inputs.assign(form.inputs, form.inputs + form.cols);
-    v.to = form.spec->name;
-    return lowbit::done{};
-  };
-  const auto finish = [&] {
-    verdicts_.push_back(std::move(v));
-    return lowbit::done{};
-  };
-
-  // Floats stay what they are, but where a format is asked for; GGUF has its vectors in float32.
-  const bool stays_float = t.is_vector || (w.spec->is_float() && ((!layout_ && !how.format) || (layout_ && is_vocabulary_matrix(t.name))));
-  if (w.spec->is_float() && stays_float) {
-    keep(w);
-    if (t.is_vector && gguf_ && w.spec != &lowbit::spec_of<lowbit::f32>) {
-      s.to = &lowbit::spec_of<lowbit::f32>;
-      v.to = "f32";
-      v.kind = fidelity::wider;
-    }
-    return finish();
+/// One tensor's way into the target, a run of rows at a time, so that a tensor may be larger than memory. What is decided by formats and shapes
+/// is by the first run.
+class conversion_plan::decision {
+ public:
+  static lowbit::result<verdict> of(const conversion_plan& plan, const tensor& t, step& s, const conversion& how, thread_pool& threads) {
+    const std::vector<tensor> runs = parts_of(t, std::size_t{1} << 22);
+    const auto first = plan.source_of(runs[0], s);
+    if (!first) return first.error();
+    return decision{plan, t, s, how, threads, runs, first->view()}.decide();
   }
-  if (!w.spec->is_float()) {
-    std::vector<const format_spec*> tries = candidates(w);
-    if (layout_ && is_vocabulary_matrix(t.name)) tries = {&lowbit::spec_of<lowbit::float16>, &lowbit::spec_of<lowbit::bfloat16>, &lowbit::spec_of<lowbit::f32>};
-    if (how.format && !layout_) {
-      if (!gguf_) tries.clear();  // plain floats of the type that was asked for
-      tries.insert(tries.begin(), &lowbit::spec_of_id(*how.format));
+
+ private:
+  using made = lowbit::result<std::optional<weights>>;  // a run's new form; nothing where it has none
+  using outcome = lowbit::result<bool>;                 // whether the question is settled
+
+  decision(const conversion_plan& plan, const tensor& t, step& s, const conversion& how, thread_pool& threads, const std::vector<tensor>& runs, packed_view first)
+      : plan_{plan}, t_{t}, s_{s}, how_{how}, threads_{threads}, runs_{runs}, w_{first} {}
+
+  lowbit::result<verdict> decide() {
+    if (lowbit::status finite = for_runs([&](const tensor&, packed_view run) { return check_finite(t_.name, run, threads_); }); !finite) return finite.error();
+    v_ = {t_.name, std::string{w_.spec->name}, {}, s_.heads || !s_.rows.empty() || s_.forget_inputs ? fidelity::permuted : fidelity::exact, true, 0.0};
+    for (auto attempt : {&decision::stay_float, &decision::keep_values, &decision::nest_scales, &decision::round_scales, &decision::quantise_anew}) {
+      const outcome settled = (this->*attempt)();
+      if (!settled) return settled.error();
+      if (*settled) break;
+    }
+    return std::move(v_);
+  }
+
+  bool is_gguf() const { return plan_.gguf_; }
+  const lowbit::checkpoint_layout* layout() const { return plan_.layout_ ? &*plan_.layout_ : nullptr; }
+  const lowbit::checkpoint_family* family() const { return layout() != nullptr ? layout()->family : nullptr; }
+  bool is_bitsandbytes4() const { return layout() != nullptr && family() == nullptr; }
+  bool nests() const { return is_bitsandbytes4() && layout()->nested; }
+
+  lowbit::status for_runs(auto&& f) const {
+    if (lowbit::status done = f(runs_[0], w_); !done) return done;
+    for (const tensor& run : std::span(runs_).subspan(1)) {
+      auto read = plan_.source_of(run, s_);
+      if (!read) return std::move(read).error();
+      if (lowbit::status done = f(run, read->view()); !done) return done;
+    }
+    return lowbit::done{};
+  }
+
+  void keep(const packed_view& form) {
+    s_.to = form.spec;
+    s_.factor = form.factor;
+    if (form.inputs != nullptr) s_.inputs.assign(form.inputs, form.inputs + form.cols);
+    v_.to = form.spec->name;
+  }
+
+  /// Brings every run to the form that `make` gives it; the step stays what it was where one run has none. Adds up what it costs.
+  outcome carry(auto&& make, relative_error* error) {
+    const step before = s_;
+    bool possible = true;
+    const lowbit::status read = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
+      if (!possible) return lowbit::done{};
+      const made form = make(part, run);
+      if (!form) return form.error();
+      possible = form->has_value();
+      if (!possible) return lowbit::done{};
+      if (&part == &runs_[0]) keep((*form)->view());
+      if (error != nullptr) error->add(run, (*form)->view(), threads_);
+      return lowbit::done{};
+    });
+    if (!read) return read.error();
+    if (!possible) s_ = before;
+    return possible;
+  }
+
+  /// Whether the target holds weights of such a form.
+  bool fits(const packed_view& form) const {
+    if (form.spec->is_float()) return true;
+    if (is_gguf()) return form.inputs == nullptr && form.cols % form.spec->block == 0 && (form.factor == 1.0 || form.spec == &lowbit::spec_of<lowbit::nvfp4>);
+    if (layout() == nullptr) return false;
+    if (is_bitsandbytes4())
+      return lowbit::detail::bitsandbytes_base(*form.spec) != nullptr && form.inputs == nullptr && form.factor == 1.0 && form.cols % form.spec->block == 0;
+    return !lowbit::cannot_hold(*family(), form);
+  }
+
+  /// Floats stay what they are, but where a format is asked for; GGUF has its vectors in float32.
+  outcome stay_float() {
+    const bool stays = t_.is_vector || (layout() != nullptr ? is_vocabulary_matrix(t_.name) : !how_.format);
+    if (!w_.spec->is_float() || !stays) return false;
+    keep(w_);
+    if (t_.is_vector && is_gguf() && w_.spec != &lowbit::spec_of<lowbit::f32>) {
+      s_.to = &lowbit::spec_of<lowbit::f32>;
+      v_.to = "f32";
+      v_.kind = fidelity::wider;
+    }
+    return true;
+  }
+
+  /// The same values in a format of the target's.
+  outcome keep_values() {
+    if (w_.spec->is_float()) return false;
+    std::vector<const format_spec*> tries = plan_.candidates(w_);
+    if (layout() != nullptr && is_vocabulary_matrix(t_.name)) tries = {&lowbit::spec_of<lowbit::float16>, &lowbit::spec_of<lowbit::bfloat16>, &lowbit::spec_of<lowbit::f32>};
+    if (how_.format && layout() == nullptr) {
+      if (!is_gguf()) tries.clear();  // plain floats of the type that was asked for
+      tries.insert(tries.begin(), &lowbit::spec_of_id(*how_.format));
     }
     for (const format_spec* to : tries) {
-      packed_view form{to, w.rows, w.cols, nullptr, w.inputs, to->is_float() ? 1.0 : w.factor};
-      if (to->is_float()) form.inputs = nullptr;
-      bool keeps_factor = fits(form);
-      if (!keeps_factor && w.factor != 1.0) {
+      if (nests() && !to->is_float()) continue;  // nested scales are rounded
+      packed_view form{to, w_.rows, w_.cols, nullptr, to->is_float() ? nullptr : w_.inputs, to->is_float() ? 1.0 : w_.factor};
+      if (!fits(form)) {
         form.factor = 1.0;
-        if (!fits(form)) continue;
-      } else if (!keeps_factor) {
-        continue;
+        if (w_.factor == 1.0 || !fits(form)) continue;
       }
-      bool exact = true, codes_kept = true;
-      const step before = s;
-      const lowbit::status read = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
-        if (!exact) return lowbit::done{};
-        const auto same = carry_over(run, *to, keeps_factor && form.factor != 1.0, threads);
-        exact = same && !(layout_ && layout_->family != nullptr && has_unstorable_zero(*layout_->family, same->weights.view()));
-        if (!exact) return lowbit::done{};
-        codes_kept = codes_kept && same->codes_kept;
-        if (&part == &runs[0]) keep(same->weights.view());
-        return lowbit::done{};
-      });
-      if (!read) return read;
-      if (!exact || (layout_ && layout_->nested && layout_->family == nullptr)) {  // nested scales are rounded
-        s = before;
-        if (exact) break;
-        continue;
-      }
-      v.codes_kept = codes_kept;
-      if (!codes_kept) v.kind = fidelity::wider;
-      return finish();
+      bool codes_kept = true;
+      const outcome kept = carry(
+          [&](const tensor&, packed_view run) -> made {
+            auto same = carry_over(run, *to, form.factor != 1.0, threads_);
+            if (!same || (family() != nullptr && has_unstorable_zero(*family(), same->weights.view()))) return {std::nullopt};
+            codes_kept = codes_kept && same->codes_kept;
+            return {weights{std::move(same->weights)}};
+          },
+          nullptr);
+      if (!kept) return kept;
+      if (!*kept) continue;
+      v_.codes_kept = codes_kept;
+      if (!codes_kept) v_.kind = fidelity::wider;
+      return true;
     }
+    return false;
   }
-  // No exact form. The same codes with rounded scales are closer than codes chosen anew.
-  v.kind = fidelity::requantised;
-  v.codes_kept = false;
-  const format_spec* const wanted = fallback(t, w, how);
-  s.requantise = true;
-  if (layout_ && layout_->nested && layout_->family == nullptr && lowbit::detail::bitsandbytes_base(*w.spec) != nullptr && w.cols % w.spec->block == 0) {
-    s.requantise = false;
-    v.codes_kept = true;
-    keep(w);
-    lowbit::packed_matrix nested{*w.spec, w.rows, w.cols};
-    std::memcpy(nested.bytes().data(), w.data, w.size_bytes());
-    const auto scales = lowbit::nested_scales::of(lowbit::detail::block_scales(w));
+
+  /// The same codes, the scales as bitsandbytes' nested quantisation rounds them when the file is written.
+  outcome nest_scales() {
+    if (!nests() || lowbit::detail::bitsandbytes_base(*w_.spec) == nullptr || w_.cols % w_.spec->block != 0) return false;
+    v_.kind = fidelity::requantised;
+    keep(w_);
+    lowbit::packed_matrix nested{*w_.spec, w_.rows, w_.cols};
+    std::memcpy(nested.bytes().data(), w_.data, w_.size_bytes());
+    const auto scales = lowbit::nested_scales::of(lowbit::detail::block_scales(w_));
     for (std::size_t i = 0; i < scales.codes.size(); ++i) {
       const float value = scales.value(i);
-      std::memcpy(nested.bytes().data() + i * w.spec->bytes, &value, sizeof value);
+      std::memcpy(nested.bytes().data() + i * w_.spec->bytes, &value, sizeof value);
     }
     relative_error error;  // such weights come whole
-    error.add(w, nested.view(), threads);
-    v.error = error.value();
-    return finish();
+    error.add(w_, nested.view(), threads_);
+    v_.error = error.value();
+    return true;
   }
-  if (!w.spec->is_float() && !how.format && gguf_) {
-    for (const format_spec* to : candidates(w)) {
-      if (to->codes.bits() != w.spec->codes.bits() || w.cols % to->block != 0 || to->values.present() != w.spec->values.present()) continue;
-      bool possible = true;
+
+  /// The same codes with rounded scales, which are closer than codes chosen anew.
+  outcome round_scales() {
+    if (w_.spec->is_float() || how_.format || !is_gguf()) return false;
+    for (const format_spec* to : plan_.candidates(w_)) {
+      if (to->codes.bits() != w_.spec->codes.bits() || w_.cols % to->block != 0 || to->values.present() != w_.spec->values.present()) continue;
       relative_error error;
-      const step before = s;
-      const lowbit::status read = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
-        if (!possible) return lowbit::done{};
-        const auto rounded = lowbit::recode_rounded(run, *to, threads);
-        possible = rounded.has_value();
-        if (!possible) return lowbit::done{};
-        if (&part == &runs[0]) keep(rounded->view());
-        error.add(run, rounded->view(), threads);
-        return lowbit::done{};
-      });
-      if (!read) return read;
-      if (!possible) {
-        s = before;
-        continue;
-      }
-      s.requantise = false;
-      s.rounded = true;
-      v.codes_kept = true;
-      v.error = error.value();
-      return finish();
+      const outcome rounded = carry(
+          [&](const tensor&, packed_view run) -> made {
+            auto out = lowbit::recode_rounded(run, *to, threads_);
+            if (!out) return {std::nullopt};
+            return {weights{*std::move(out)}};
+          },
+          &error);
+      if (!rounded) return rounded;
+      if (!*rounded) continue;
+      s_.rounded = true;
+      v_.kind = fidelity::requantised;
+      v_.error = error.value();
+      return true;
     }
+    return false;
   }
-  s.to = wanted;
-  if (wanted->is_float() && gguf_ && !w.spec->is_float()) s.to = &lowbit::spec_of<lowbit::float16>;
-  const bool known = lowbit::find_format(s.to->name).has_value() || (layout_ && layout_->family == &lowbit::bitsandbytes_int8);
-  if (!known) return lowbit::failure{lowbit::errc::unsupported, "tensor " + t.name + " cannot be quantised to " + std::string{s.to->name}};
-  s.factor = layout_ && layout_->family == &lowbit::bitsandbytes_int8 ? lowbit::bitsandbytes_int8.constant : 1.0;
-  const packed_view form{s.to, w.rows, w.cols, nullptr, nullptr, s.factor};
-  if (!fits(form)) {
-    const std::string why = layout_ && layout_->family != nullptr ? lowbit::cannot_hold(*layout_->family, form).value_or("") : "it does not hold " + std::string{s.to->name};
-    return lowbit::failure{lowbit::errc::unsupported, "tensor " + t.name + " cannot be written to " + how.target + ": " + why};
+
+  outcome quantise_anew() {
+    s_.requantise = true;
+    s_.to = plan_.fallback(t_, w_, how_);
+    if (s_.to->is_float() && is_gguf() && !w_.spec->is_float()) s_.to = &lowbit::spec_of<lowbit::float16>;
+    const bool is_int8 = family() == &lowbit::bitsandbytes_int8;
+    if (!lowbit::find_format(s_.to->name) && !is_int8)
+      return lowbit::failure{lowbit::errc::unsupported, "tensor " + t_.name + " cannot be quantised to " + std::string{s_.to->name}};
+    s_.factor = is_int8 ? lowbit::bitsandbytes_int8.constant : 1.0;
+    const packed_view form{s_.to, w_.rows, w_.cols, nullptr, nullptr, s_.factor};
+    if (!fits(form)) {
+      const std::string why = family() != nullptr ? lowbit::cannot_hold(*family(), form).value_or("") : "it does not hold " + std::string{s_.to->name};
+      return lowbit::failure{lowbit::errc::unsupported, "tensor " + t_.name + " cannot be written to " + how_.target + ": " + why};
+    }
+    relative_error error;
+    const step how_to = s_;
+    const outcome done = carry(
+        [&](const tensor& part, packed_view) -> made {
+          auto out = plan_.apply(part, how_to, threads_);
+          if (!out) return std::move(out).error();
+          return {*std::move(out)};
+        },
+        &error);
+    if (!done) return done;
+    v_.codes_kept = false;
+    v_.error = error.value();
+    v_.kind = fidelity::requantised;
+    if (w_.spec->is_float() && s_.to->is_float() && v_.error == 0.0) v_.kind = w_.spec->bytes < s_.to->bytes ? fidelity::wider : fidelity::exact;
+    return true;
   }
-  relative_error error;
-  const step how_to = s;
-  const lowbit::status made = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
-    const auto out = apply(part, how_to, threads);
-    if (!out) return out.error();
-    if (&part == &runs[0]) keep(out->view());
-    error.add(run, out->view(), threads);
-    return lowbit::done{};
-  });
-  if (!made) return made;
-  s.requantise = true;
-  v.error = error.value();
-  if (w.spec->is_float() && s.to->is_float() && v.error == 0.0) v.kind = w.spec->bytes < s.to->bytes ? fidelity::wider : fidelity::exact;
-  return finish();
-}
+
+  const conversion_plan& plan_;
+  const tensor& t_;
+  step& s_;
+  const conversion& how_;
+  thread_pool& threads_;
+  const std::vector<tensor>& runs_;
+  packed_view w_;  // the first run
+  verdict v_;
+};
 
 lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const conversion& how, thread_pool& threads) {
   conversion_plan p;
@@ -396,8 +441,11 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
   }
   for (std::size_t i = 0; i < model.tensors.size(); ++i)
     if (p.steps_[i].heads || !p.steps_[i].rows.empty()) model.tensors[i].read_rows = nullptr;  // rows that move are only there all together
-  for (const tensor& t : model.tensors)
-    if (lowbit::status s = p.decide(t, how, threads); !s) return std::move(s).error();
+  for (std::size_t i = 0; i < model.tensors.size(); ++i) {
+    auto decided = decision::of(p, model.tensors[i], p.steps_[i], how, threads);
+    if (!decided) return std::move(decided).error();
+    p.verdicts_.push_back(*std::move(decided));
+  }
   model.config.rope = p.order_;
   return p;
 }

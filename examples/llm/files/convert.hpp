@@ -53,9 +53,9 @@ class conversion_plan {
     std::vector<std::uint32_t> inputs;           // of the result, as a declaration needs them
     double factor = 1.0;
   };
+  class decision;
   lowbit::result<weights> source_of(const tensor& t, const step& s) const;
   lowbit::result<weights> apply(const tensor& t, const step& s, thread_pool& threads) const;
-  lowbit::status decide(const tensor& t, const conversion& how, thread_pool& threads);
   std::vector<const lowbit::format_spec*> candidates(const lowbit::packed_view& w) const;
   const lowbit::format_spec* fallback(const tensor& t, const lowbit::packed_view& w, const conversion& how) const;
 

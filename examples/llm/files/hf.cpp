@@ -22,6 +22,24 @@ lowbit::result<nlohmann::json> read_json(const fs::path& path) {
   return parse_json(path.string(), {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()});
 }
 
+/// What the folder says of its quantisation: in its config.json, or in a file of the quantising tool's own.
+lowbit::result<lowbit::quantisation_config> read_quantisation(const fs::path& folder, const nlohmann::json& config) {
+  std::error_code ignored;
+  nlohmann::json found = config.value("quantization_config", nlohmann::json());
+  fs::path from = folder / "config.json";
+  for (const char* const name : {"quantize_config.json", "quant_config.json"}) {
+    if (!found.is_null() || !fs::exists(folder / name, ignored)) continue;
+    from = folder / name;
+    auto read = read_json(from);
+    if (!read) return std::move(read).error();
+    found = *std::move(read);
+    if (!found.contains("quant_method")) found["quant_method"] = found.contains("w_bit") ? "awq" : "gptq";
+  }
+  auto settings = lowbit::read_quantisation_config(nlohmann::ordered_json(found));
+  if (!settings) return lowbit::failure{settings.error().kind, from.string() + ": " + settings.error().message};
+  return settings;
+}
+
 }  // namespace
 
 const lowbit::format_spec* float_format(std::string_view dtype) {
@@ -32,26 +50,12 @@ const lowbit::format_spec* float_format(std::string_view dtype) {
 }
 
 lowbit::result<lowbit::quantisation_config> read_quantisation(const std::string& folder) {
-  const fs::path path{folder};
+  const fs::path config = fs::path{folder} / "config.json";
   std::error_code ignored;
-  nlohmann::json found;
-  fs::path from = path / "config.json";
-  if (fs::exists(from, ignored)) {
-    const auto config = read_json(from);
-    if (!config) return config.error();
-    found = config->value("quantization_config", nlohmann::json());
-  }
-  for (const char* const name : {"quantize_config.json", "quant_config.json"}) {
-    if (!found.is_null() || !fs::exists(path / name, ignored)) continue;
-    from = path / name;
-    auto read = read_json(from);
-    if (!read) return std::move(read).error();
-    found = *std::move(read);
-    if (!found.contains("quant_method")) found["quant_method"] = found.contains("w_bit") ? "awq" : "gptq";
-  }
-  auto settings = lowbit::read_quantisation_config(nlohmann::ordered_json(found));
-  if (!settings) return lowbit::failure{settings.error().kind, from.string() + ": " + settings.error().message};
-  return settings;
+  if (!fs::exists(config, ignored)) return read_quantisation(folder, nlohmann::json::object());
+  const auto read = read_json(config);
+  if (!read) return read.error();
+  return read_quantisation(folder, *read);
 }
 
 std::optional<lowbit::result<lowbit::checkpoint_weight>> find_quantised(lowbit::safetensors_parts& parts, const std::string& module,
@@ -98,7 +102,7 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
   c.words = *std::move(words);
   const auto tied = is_tied((path / "config.json").string(), *config);
   if (!tied) return tied.error();
-  auto read_settings = read_quantisation(folder);
+  auto read_settings = read_quantisation(path, *config);
   if (!read_settings) return std::move(read_settings).error();
   const auto quantisation = std::make_shared<const lowbit::quantisation_config>(*std::move(read_settings));
   c.folder = folder;

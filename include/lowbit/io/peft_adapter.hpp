@@ -3,7 +3,8 @@
 //
 // Module M has tensors base_model.model.M.lora_A.weight [r, in] and base_model.model.M.lora_B.weight [out, r]. r and lora_alpha hold for
 // all but the modules that rank_pattern and alpha_pattern name (by the end of their names); the scale is lora_alpha / r, or with use_rslora
-// lora_alpha / sqrt(r). What changes the meaning of the factors (fan_in_fan_out, DoRA, biases, whole modules saved) is refused by name.
+// lora_alpha / sqrt(r). What changes the meaning of the factors (fan_in_fan_out, DoRA, biases, whole modules or tokens saved, layers repeated,
+// activation by tokens) is refused by name.
 #pragma once
 
 #include <lowbit/io/adapter_file.hpp>
@@ -53,7 +54,8 @@ inline result<peft_config> read_peft_config(std::string_view text) {
   for (const char* key : {"fan_in_fan_out", "use_dora", "lora_bias", "use_qalora"})
     if (const auto* v = at(key); v != nullptr && *v != false) return unsupported(std::string("'") + key + "'");
   if (const auto* bias = at("bias"); bias != nullptr && *bias != "none") return unsupported("a bias");
-  if (const auto* saved = at("modules_to_save"); saved != nullptr && !saved->empty()) return unsupported("'modules_to_save'");
+  for (const char* key : {"modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"})
+    if (const auto* v = at(key); v != nullptr && !v->empty()) return unsupported(std::string("'") + key + "'");
 
   peft_config c;
   const auto* const rank = at("r");
