@@ -39,6 +39,29 @@ TEST_CASE("every code point survives UTF-8, and every other sequence of bytes is
   CHECK(find_invalid_utf8("naïve 你好 😀") == std::nullopt);
 }
 
+TEST_CASE("a text that comes byte by byte, or cut anywhere, is whole characters, and bytes that are none become U+FFFD") {
+  const std::string good = "naïve 你好 😀!";
+  for (std::size_t cut = 0; cut <= good.size(); ++cut) {
+    utf8_stream in;
+    std::string out = in.add(std::string_view(good).substr(0, cut));
+    CHECK(find_invalid_utf8(out) == std::nullopt);
+    out += in.add(std::string_view(good).substr(cut));
+    CHECK(out == good);
+    CHECK(in.finish().empty());
+  }
+  const auto by_bytes = [](std::string_view text) {
+    utf8_stream in;
+    std::string out;
+    for (const char c : text) out += in.add({&c, 1});
+    return out + in.finish();
+  };
+  CHECK(by_bytes(good) == good);
+  CHECK(by_bytes("a\xe4\xbd") == "a\ufffd\ufffd");
+  CHECK(by_bytes("\xe4z") == "\ufffdz");
+  CHECK(by_bytes("\xff\x80" "ok\xc3") == "\ufffd\ufffdok\ufffd");
+  CHECK(by_bytes("\xed\xa0\x80") == "\ufffd\ufffd\ufffd");
+}
+
 TEST_CASE("words are cut as GPT-2's pattern cuts them") {
   CHECK(words_of(pretokeniser::gpt2, "") == strings{});
   CHECK(words_of(pretokeniser::gpt2, "Hello world") == strings{"Hello", " world"});

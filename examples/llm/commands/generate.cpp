@@ -48,12 +48,20 @@ lowbit::status run(const options& o, const common_options& common) {
   session s{*loaded->model, std::min(context, prompt_tokens + o.tokens), threads, o.activations,
             *kv_format};
   sampler choose{o.draw};
-  std::string text = words.decode(ids);  // the space that encode put first is not part of it
-  if (!common.json) fmt::print("{}", text);
+  std::string text;
+  utf8_stream characters;  // tokens may end inside one
+  const auto write = [&](const std::string& more) {
+    text += more;
+    if (common.json) return;
+    fmt::print("{}", more);
+    std::fflush(stdout);
+  };
+  const std::string prompt = words.decode(ids);  // the space that encode put first is not part of it
+  write(characters.add(prompt));
   auto began = std::chrono::steady_clock::now();
   const matrix* logits = &s.feed(ids);
   const double prompt_seconds = seconds_since(began);
-  bool first = text.empty();
+  bool first = prompt.empty();
 
   began = std::chrono::steady_clock::now();
   std::size_t generated = 0;
@@ -65,14 +73,11 @@ lowbit::status run(const options& o, const common_options& common) {
     std::string piece = words.decode(id);
     if (first && v.add_space_prefix && piece.starts_with(' ')) piece.erase(0, 1);
     first = first && piece.empty();
-    text += piece;
-    if (!common.json) {
-      fmt::print("{}", piece);
-      std::fflush(stdout);
-    }
+    write(characters.add(piece));
     if (s.size() == s.capacity()) break;
     logits = &s.feed(std::span{ids}.last(1));
   }
+  write(characters.finish());
   const double decode_seconds = seconds_since(began);
   const double prompt_speed = static_cast<double>(prompt_tokens) / prompt_seconds, speed = static_cast<double>(generated) / decode_seconds;
   if (common.json) {

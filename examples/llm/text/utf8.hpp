@@ -1,4 +1,4 @@
-// UTF-8: one code point at a time, and the check that a text is valid (RFC 3629: no overlong forms, no surrogates).
+// UTF-8 (RFC 3629: no overlong forms, no surrogates): one code point at a time, the check that a text is valid, and a text that comes in pieces.
 #pragma once
 
 #include <cstddef>
@@ -58,5 +58,43 @@ inline std::optional<std::size_t> find_invalid_utf8(std::string_view text) noexc
   }
   return std::nullopt;
 }
+
+/// A text that comes in pieces which may end inside a character, as tokens of bytes do. What it gives is UTF-8: whole characters, and U+FFFD for
+/// a byte that belongs to none.
+class utf8_stream {
+ public:
+  /// The characters that are whole with this piece.
+  std::string add(std::string_view piece) {
+    pending_ += piece;
+    return take(false);
+  }
+  /// What is left at the end.
+  std::string finish() { return take(true); }
+
+ private:
+  [[nodiscard]] bool may_become_whole(std::size_t at) const noexcept {
+    const auto lead = static_cast<unsigned char>(pending_[at]);
+    const std::size_t count = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+    if (lead < 0xc2 || lead > 0xf4 || pending_.size() - at >= count) return false;
+    for (std::size_t i = at + 1; i < pending_.size(); ++i)
+      if ((static_cast<unsigned char>(pending_[i]) & 0xc0u) != 0x80u) return false;
+    return true;
+  }
+
+  std::string take(bool all) {
+    std::string out;
+    std::size_t at = 0;
+    while (at < pending_.size()) {
+      const code_point c = read_code_point(pending_, at);
+      if (c.value == code_point::invalid && !all && may_become_whole(at)) break;
+      append_code_point(out, c.value == code_point::invalid ? U'\ufffd' : c.value);
+      at += c.bytes;
+    }
+    pending_.erase(0, at);
+    return out;
+  }
+
+  std::string pending_;
+};
 
 }  // namespace llm
