@@ -33,7 +33,7 @@ int main(int argc, char** argv) {
   using namespace lowbit;
   if (argc == 1) {
     for (const kernel::linked_unit& u : kernel::linked_units())
-      if (u.available) std::puts(u.name);
+      if (u.available) std::puts(u.kernels->name);
     return 0;
   }
   if (argc != 6) return 2;
