@@ -7,7 +7,7 @@
 
 namespace lowbit::bench {
 
-/// Sets `of_roof` by the work of an iteration (bytes, or operations) and says which roof: "roof 11.2 GB/s". Nothing is set where the roof is not known (0).
+/// Sets `of_roof` by the work of an iteration (bytes, or operations), unless the roof is not known (0), and says which roof: "roof 11.2 GB/s".
 inline void judge(benchmark::State& state, double work, double roof, const char* of) {
   if (roof > 0) state.counters["of_roof"] = benchmark::Counter(work / roof, benchmark::Counter::kIsIterationInvariantRate);
   char label[64];

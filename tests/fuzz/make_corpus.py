@@ -106,7 +106,7 @@ def split_part(number, count=2, total=3, name="a", marked=True):
 for name, data in {
     "good": two_parts(split_part(0), split_part(1, name="b")), "whole": two_parts(split_part(0, marked=False), b""), "bad_second": two_parts(split_part(0), b"GGUF"), "bad_number": two_parts(split_part(0), split_part(2, name="b")),
     "bad_later": two_parts(split_part(1), split_part(1, name="b")), "bad_count": two_parts(split_part(0), split_part(1, count=3, name="b")), "bad_total": two_parts(split_part(0, total=4), split_part(1, name="b")),
-    "bad_repeated": two_parts(split_part(0), split_part(1)), "bad_missing": two_parts(split_part(0, count=65535), b""), "bad_unmarked": two_parts(split_part(0), split_part(1, name="b", marked=False)),
+    "bad_repeated": two_parts(split_part(0), split_part(1)), "bad_name": two_parts(split_part(0, count=65535), b""), "bad_unmarked": two_parts(split_part(0), split_part(1, name="b", marked=False)),
 }.items():
     save("gguf_parts", name, data)
 

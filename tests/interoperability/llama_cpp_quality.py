@@ -14,9 +14,9 @@ WINDOW, WINDOWS, CALIBRATION = 255, 6, 8192
 
 
 def written(path, tokens, seed):
-    """A text by the float model, which may well end a line within a character."""
+    """A text by the float model."""
     lines = [subprocess.run([executable, "generate", model, "--tokens", "500", "--temperature", "1", "--seed", str(seed + i), "--threads", "1"],
-                            capture_output=True, check=True).stdout.decode(errors="ignore") for i in range(tokens // 500 + 1)]
+                            capture_output=True, check=True).stdout.decode() for i in range(tokens // 500 + 1)]
     path.write_text("\n".join(lines))
     return path
 

@@ -24,7 +24,7 @@ const std::string q_proj = "base_model.model.model.layers.0.self_attn.q_proj";
 
 /// What PEFT writes, any part of which a test can spoil: A [2, 3] and B [4, 2] of one module.
 struct peft_recipe {
-  std::string config = R"({"peft_type":"LORA","r":2,"lora_alpha":8,"target_modules":["q_proj"],"bias":"none","fan_in_fan_out":false,"modules_to_save":null})";
+  std::string config = R"({"peft_type":"LORA","r":2,"lora_alpha":8,"target_modules":["q_proj"],"bias":"none","fan_in_fan_out":false,"modules_to_save":null,"init_lora_weights":"gaussian"})";
   std::string a_name = q_proj + ".lora_A.weight", b_name = q_proj + ".lora_B.weight", a_shape = "[2,3]", b_shape = "[4,2]", dtype = "F32";
   std::string a = floats({1, 2, 3, 4, 5, 6}), b = floats({1, -1, 2, -2, 3, -3, 4, -4}), extra;
 
@@ -220,6 +220,7 @@ TEST_CASE("bad PEFT adapters are refused by name") {
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"trainable_token_indices":{"embed_tokens":[1]}})", errc::unsupported, "'trainable_token_indices'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"layer_replication":[[0,2],[1,3]]})", errc::unsupported, "'layer_replication'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alora_invocation_tokens":[7]})", errc::unsupported, "'alora_invocation_tokens'");
+  config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"init_lora_weights":"pissa_niter_16"})", errc::unsupported, "'init_lora_weights'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"rank_pattern":{".*q_proj":2}})", errc::unsupported, "regular expression '.*q_proj'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"rank_pattern":{"q_proj":0}})", errc::bad_value, "rank_pattern.q_proj");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":3})", errc::bad_value, "'alpha_pattern'");

@@ -86,6 +86,18 @@ lowbit::packed_matrix quantise_int8(lowbit::matrix_view<const float> w) {
   return out;
 }
 
+/// The weights with the scales that are left of theirs when bitsandbytes nests them.
+lowbit::packed_matrix nest(packed_view w) {
+  lowbit::packed_matrix out{*w.spec, w.rows, w.cols};
+  std::memcpy(out.bytes().data(), w.data, w.size_bytes());
+  const auto scales = lowbit::nested_scales::of(lowbit::detail::block_scales(w));
+  for (std::size_t i = 0; i < scales.codes.size(); ++i) {
+    const float value = scales.value(i);
+    std::memcpy(out.bytes().data() + i * w.spec->bytes, &value, sizeof value);
+  }
+  return out;
+}
+
 /// A stored zero-point that the family's bias has no form of.
 bool has_unstorable_zero(const lowbit::checkpoint_family& f, packed_view w) {
   const format_spec& s = *w.spec;
@@ -331,15 +343,8 @@ class conversion_plan::decision {
     if (!nests() || lowbit::detail::bitsandbytes_base(*w_.spec) == nullptr || w_.cols % w_.spec->block != 0) return false;
     v_.kind = fidelity::requantised;
     keep(w_);
-    lowbit::packed_matrix nested{*w_.spec, w_.rows, w_.cols};
-    std::memcpy(nested.bytes().data(), w_.data, w_.size_bytes());
-    const auto scales = lowbit::nested_scales::of(lowbit::detail::block_scales(w_));
-    for (std::size_t i = 0; i < scales.codes.size(); ++i) {
-      const float value = scales.value(i);
-      std::memcpy(nested.bytes().data() + i * w_.spec->bytes, &value, sizeof value);
-    }
     relative_error error;  // such weights come whole
-    error.add(w_, nested.view(), threads_);
+    error.add(w_, nest(w_).view(), threads_);
     v_.error = error.value();
     return true;
   }
@@ -386,6 +391,7 @@ class conversion_plan::decision {
         [&](const tensor& part, packed_view) -> made {
           auto out = plan_.apply(part, how_to, threads_);
           if (!out) return std::move(out).error();
+          if (nests() && !s_.to->is_float()) out = weights{nest(out->view())};  // of a run alone: the scales' mean is the whole tensor's in the file
           return {*std::move(out)};
         },
         &error);

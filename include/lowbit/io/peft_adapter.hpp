@@ -4,7 +4,7 @@
 // Module M has tensors base_model.model.M.lora_A.weight [r, in] and base_model.model.M.lora_B.weight [out, r]. r and lora_alpha hold for
 // all but the modules that rank_pattern and alpha_pattern name (by the end of their names); the scale is lora_alpha / r, or with use_rslora
 // lora_alpha / sqrt(r). What changes the meaning of the factors (fan_in_fan_out, DoRA, biases, whole modules or tokens saved, layers repeated,
-// activation by tokens) is refused by name.
+// activation by tokens, a base that initialisation changed) is refused by name.
 #pragma once
 
 #include <lowbit/io/adapter_file.hpp>
@@ -56,6 +56,9 @@ inline result<peft_config> read_peft_config(std::string_view text) {
   if (const auto* bias = at("bias"); bias != nullptr && *bias != "none") return unsupported("a bias");
   for (const char* key : {"modules_to_save", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"})
     if (const auto* v = at(key); v != nullptr && !v->empty()) return unsupported(std::string("'") + key + "'");
+  // pissa, olora, corda, loftq: training began by taking the factors out of the base, whose weights are others since.
+  if (const auto* start = at("init_lora_weights"); start != nullptr && !start->is_boolean() && *start != "gaussian" && *start != "eva" && *start != "orthogonal")
+    return unsupported("an 'init_lora_weights' that changes the base");
 
   peft_config c;
   const auto* const rank = at("r");
