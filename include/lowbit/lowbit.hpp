@@ -1,10 +1,10 @@
-// Everything. Lean users include the folders they need: core, format and matrix cost little; quantise and calibration bring Eigen, io
-// brings nlohmann-json, and the Eigen tensor glue is left out here because it brings Eigen's unsupported modules.
+// Everything but three: io, which brings nlohmann-json; adapt/closest_low_rank.hpp, which brings Eigen's decompositions; and the glue for
+// Eigen's tensors, an unsupported module of it. Lean users include the folders they need: core, format and matrix cost little; quantise and calibration
+// bring Eigen's core.
 #pragma once
 
 #include <lowbit/adapt/adapted_product.hpp>
 #include <lowbit/adapt/adapter.hpp>
-#include <lowbit/adapt/closest_low_rank.hpp>
 #include <lowbit/adapt/fake_quantise.hpp>
 #include <lowbit/adapt/fake_quantise_activations.hpp>
 #include <lowbit/adapt/merge.hpp>

@@ -23,7 +23,7 @@ TEST_CASE("rows appended a few at a time are the rows of the whole, in both layo
     const auto whole = quantise(*find_format(s->name), method::rtn, view(w), serial);
     REQUIRE(whole);
     growing_rows rows(*s, 96, 70);
-    growing_panels panels(*s, 96, 70);
+    growing_panels panels(*s, 96, 70, kernel::best_unit());
     for (const bool again : {false, true}) {
       if (again) rows.truncate(0), panels.clear();
       std::size_t at = 0;
@@ -51,7 +51,7 @@ TEST_CASE("a value that is not finite is refused by its place, and nothing is ap
   matrix w = normal_matrix(5, 32, 3);
   w(3, 17) = INFINITY;
   growing_rows rows(spec_of<q8_0>, 32, 10);
-  growing_panels panels(spec_of<q8_0>, 32, 10);
+  growing_panels panels(spec_of<q8_0>, 32, 10, kernel::best_unit());
   for (const status& s : {rows.append(view(w), serial), panels.append(view(w), serial)}) {
     REQUIRE(!s.ok());
     CHECK(s.error().message.find("row 3") != std::string::npos);

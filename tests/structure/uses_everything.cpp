@@ -1,6 +1,7 @@
 // One program that uses the main entry points of every layer; quiet.sh looks at what it needs from the outside.
 #include <lowbit/glue/eigen_executor.hpp>
 #include <lowbit/glue/eigen_tensor.hpp>
+#include <lowbit/adapt/closest_low_rank.hpp>
 #include <lowbit/lowbit.hpp>
 
 #ifndef WITHOUT_FILES
@@ -46,7 +47,7 @@ status everything(matrix_view<const float> weights, const char* path) {
   if (status s = faked->backward(weights, values, values, of_steps); !s) return s;
   if (auto exported = faked->pack(weights); !exported) return std::move(exported).error();
   if (status s = fake_activations<parameterised_clip>::clipped_at(unsigned_levels(4), 6.0f).forward(weights, values); !s) return s;
-  growing_panels keys(spec_of<q8_0>, weights.cols, weights.rows);
+  growing_panels keys(spec_of<q8_0>, weights.cols, weights.rows, kernel::best_unit());
   growing_rows kept(spec_of<q8_0>, weights.cols, weights.rows);
   if (status s = keys.append(weights, serial); !s) return s;
   if (status s = kept.append(weights, serial); !s) return s;

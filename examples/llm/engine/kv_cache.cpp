@@ -8,7 +8,7 @@ namespace llm {
 kv_cache::kv_cache(const model_config& c, std::size_t positions, kv_storage storage)
     : layers_(c.layers), heads_(c.kv_heads), head_dim_(c.head_dim), capacity_(positions), storage_(storage) {
   for (std::size_t i = 0; i < layers_ * heads_; ++i) {
-    keys_.emplace_back(*storage_.format, head_dim_, positions);
+    keys_.emplace_back(*storage_.format, head_dim_, positions, lowbit::kernel::best_unit());
     values_.emplace_back(*storage_.format, head_dim_, positions);
   }
 }

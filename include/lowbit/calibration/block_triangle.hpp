@@ -56,7 +56,6 @@ template <executor E>
 void add_gram(block_triangle& sum, matrix_view<const float> x, E& executor) {
   LOWBIT_EXPECTS(x.cols == sum.size());
   constexpr std::size_t width = block_triangle::width, most_tokens = 4 * width;
-  const kernel::unit& unit = kernel::best_unit();
   const std::size_t blocks = sum.blocks();
   std::vector<float> strips(std::min(x.rows, most_tokens) * width * blocks);
   for (std::size_t t = 0; t < x.rows; t += most_tokens) {
@@ -72,7 +71,7 @@ void add_gram(block_triangle& sum, matrix_view<const float> x, E& executor) {
         }
         const float* const a = strips.data() + i * width * piece.rows;
         const float* const b = strips.data() + j * width * piece.rows;
-        unit.accumulate({a, width, b, width, piece.rows, sum.block(i, j), width, width, width});
+        LOWBIT_BEST_KERNEL(accumulate)({a, width, b, width, piece.rows, sum.block(i, j), width, width, width});
       }
     });
   }

@@ -94,7 +94,7 @@ class input_drift {
     for_parts(executor, blocks, 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t i = begin; i < end; ++i)
         for (std::size_t j = 0; j < blocks; ++j)
-          kernel::best_unit().accumulate({a.data() + i * width * x.rows, width, b.data() + j * width * x.rows, width, x.rows,
+          LOWBIT_BEST_KERNEL(accumulate)({a.data() + i * width * x.rows, width, b.data() + j * width * x.rows, width, x.rows,
                                           sum_.data() + i * width * stride_ + j * width, stride_, std::min(width, channels_ - i * width), width});
     });
     tokens_ += x.rows;

@@ -55,12 +55,15 @@ struct linked_unit {
   const unit* kernels;
   bool available;
 };
-inline const unit& best_unit() noexcept {
-  static constexpr unit own = detail::unit_of<simd::native>(detail::unit_formats{});
+// Templates, so that the kernels of all formats are compiled where somebody multiplies, and not wherever this is included (2 s).
+template <class Arch = simd::native>
+const unit& best_unit() noexcept {
+  static constexpr unit own = detail::unit_of<Arch>(detail::unit_formats{});
   return own;
 }
-inline auto linked_units() noexcept {
-  return std::to_array<linked_unit>({{best_unit().name, &best_unit(), true}});
+template <class Arch = simd::native>
+auto linked_units() noexcept {
+  return std::to_array<linked_unit>({{best_unit<Arch>().name, &best_unit<Arch>(), true}});
 }
 }  // namespace lowbit::kernel
 #endif

@@ -35,7 +35,7 @@ class panel_matrix {
   /// Panels that somebody else owns, and that outlive the matrix: what data() of another one had, perhaps on another machine. Expects
   /// size_of(spec, rows, cols) bytes, aligned to 64. Columns are in the inputs' order, and the factor is 1.
   static panel_matrix over(const format_spec& spec, std::size_t rows, std::size_t cols, std::span<const std::uint8_t> panels,
-                           const kernel::unit& unit = kernel::best_unit()) {
+                           const kernel::unit& unit) {
     panel_matrix m(spec, rows, cols, unit);
     LOWBIT_EXPECTS(panels.size() == m.size_bytes() && reinterpret_cast<std::uintptr_t>(panels.data()) % 64 == 0);
     m.foreign_ = panels.data();

@@ -191,7 +191,7 @@ class output_error {
       const std::size_t n = std::min(width, cols_ - j), below = cols_ - j - n;
       std::fill(product.begin(), product.end(), 0.0f);
       const auto add = [&](std::size_t first, std::size_t depth) {
-        kernel::best_unit().accumulate({&h_[first * stride_ + j], stride_, &e[first * width], width, depth, product.data(), width, n, width});
+        LOWBIT_BEST_KERNEL(accumulate)({&h_[first * stride_ + j], stride_, &e[first * width], width, depth, product.data(), width, n, width});
       };
       if (below != 0) add(j + n, below);
       for (float& v : product) v *= 2;

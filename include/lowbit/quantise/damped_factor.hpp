@@ -55,12 +55,11 @@ inline bool factor_diagonal(float* block, float* inverse, double least) {
 template <executor E>
 bool factor_in_place(block_triangle& t, double least, E& executor) {
   constexpr std::size_t width = block_triangle::width, area = width * width;
-  const kernel::unit& unit = kernel::best_unit();
   std::vector<float> inverse(area);
   for (std::size_t j = 0; j < t.blocks(); ++j) {
     const auto update = [&](std::size_t i) {
       for (std::size_t k = 0; k < j; ++k)
-        unit.accumulate({t.block(k, j), width, t.block(k, i), width, width, t.block(j, i), width, width, width, true});
+        LOWBIT_BEST_KERNEL(accumulate)({t.block(k, j), width, t.block(k, i), width, width, t.block(j, i), width, width, width, true});
     };
     update(j);
     if (!factor_diagonal(t.block(j, j), inverse.data(), least)) return false;
@@ -70,7 +69,7 @@ bool factor_in_place(block_triangle& t, double least, E& executor) {
         update(i);
         std::copy_n(t.block(j, i), area, right.data());
         std::fill_n(t.block(j, i), area, 0.0f);
-        unit.accumulate({inverse.data(), width, right.data(), width, width, t.block(j, i), width, width, width});
+        LOWBIT_BEST_KERNEL(accumulate)({inverse.data(), width, right.data(), width, width, t.block(j, i), width, width, width});
       }
     });
   }
@@ -80,7 +79,6 @@ bool factor_in_place(block_triangle& t, double least, E& executor) {
 /// z becomes the solution of TᵀT z = z, for 96 right-hand sides at once: z [blocks * 96][96].
 inline void solve_in_place(const block_triangle& t, float* z) {
   constexpr std::size_t width = block_triangle::width, area = width * width;
-  const kernel::unit& unit = kernel::best_unit();
   std::vector<float> turned(area);
   const auto subtract = [&](float* to, float factor, const float* from) {
     for (std::size_t r = 0; r < width; ++r) to[r] -= factor * from[r];
@@ -91,7 +89,7 @@ inline void solve_in_place(const block_triangle& t, float* z) {
   for (std::size_t j = 0; j < t.blocks(); ++j) {
     float* const zj = z + j * area;
     const float* const diagonal = t.block(j, j);
-    for (std::size_t k = 0; k < j; ++k) unit.accumulate({t.block(k, j), width, z + k * area, width, width, zj, width, width, width, true});
+    for (std::size_t k = 0; k < j; ++k) LOWBIT_BEST_KERNEL(accumulate)({t.block(k, j), width, z + k * area, width, width, zj, width, width, width, true});
     for (std::size_t p = 0; p < width; ++p) {
       for (std::size_t k = 0; k < p; ++k) subtract(zj + p * width, diagonal[k * width + p], zj + k * width);
       divide(zj + p * width, diagonal[p * width + p]);
@@ -103,7 +101,7 @@ inline void solve_in_place(const block_triangle& t, float* z) {
     for (std::size_t i = k + 1; i < t.blocks(); ++i) {
       for (std::size_t p = 0; p < width; ++p)
         for (std::size_t q = 0; q < width; ++q) turned[q * width + p] = t.block(k, i)[p * width + q];
-      unit.accumulate({turned.data(), width, z + i * area, width, width, zk, width, width, width, true});
+      LOWBIT_BEST_KERNEL(accumulate)({turned.data(), width, z + i * area, width, width, zk, width, width, width, true});
     }
     for (std::size_t p = width; p-- > 0;) {
       for (std::size_t q = p + 1; q < width; ++q) subtract(zk + p * width, diagonal[p * width + q], zk + q * width);

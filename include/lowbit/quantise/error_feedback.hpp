@@ -116,7 +116,7 @@ inline std::vector<float> drift_of(const feedback_state& state, const std::vecto
   const auto d = state.how.drift->sum();
   std::vector<float> by_channel(cols * width), product(cols * width), z(round_up(cols, width) * width), moved(cols * width);
   for (std::size_t p = 0; p < cols; ++p) std::copy_n(&weights[p * width], width, &by_channel[state.order[p] * width]);
-  kernel::best_unit().accumulate({d.data, d.stride, by_channel.data(), width, cols, product.data(), width, cols, width});
+  LOWBIT_BEST_KERNEL(accumulate)({d.data, d.stride, by_channel.data(), width, cols, product.data(), width, cols, width});
   const double factor = state.how.drift_strength * 2 / (static_cast<double>(state.how.drift->tokens()) * state.factor.scale);
   for (std::size_t p = 0; p < cols; ++p)
     for (std::size_t r = 0; r < width; ++r)
@@ -177,7 +177,7 @@ class feedback_chunk {
   /// Adds what the errors of places [from, begin) mean for the weights of [begin, end).
   void bring_up(const feedback_state::columns& span, std::size_t begin, std::size_t end, std::size_t from) noexcept {
     if (begin == from) return;
-    kernel::best_unit().accumulate({span.at(from, begin), span.stride, &errors_[from * width], width, begin - from, &weights_[begin * width], width,
+    LOWBIT_BEST_KERNEL(accumulate)({span.at(from, begin), span.stride, &errors_[from * width], width, begin - from, &weights_[begin * width], width,
                                     end - begin, width});
   }
   /// The weights of places [begin, end) that are best while none of them is rounded: each as if those before it were kept as they are here,
@@ -188,7 +188,7 @@ class feedback_chunk {
     for (std::size_t c = begin; c < end; c += piece) {
       const std::size_t d = std::min(c + piece, end);
       if (c != begin)
-        kernel::best_unit().accumulate({span.at(begin, c), span.stride, moved_by_.data(), width, c - begin, &settled_[(c - begin) * width], width, d - c, width});
+        LOWBIT_BEST_KERNEL(accumulate)({span.at(begin, c), span.stride, moved_by_.data(), width, c - begin, &settled_[(c - begin) * width], width, d - c, width});
       for (std::size_t p = c; p < d; ++p) {
         float* const w = &settled_[(p - begin) * width];
         for (std::size_t k = c; k < p; ++k) add_product(w, &moved_by_[(k - begin) * width], *span.at(k, p));
@@ -266,7 +266,7 @@ inline std::vector<double> losses_below(const feedback_state& state, const std::
   std::vector<float> z;
   for (const auto& span : state.spans) {
     z.assign(errors.begin() + static_cast<std::ptrdiff_t>(span.begin * width), errors.begin() + static_cast<std::ptrdiff_t>(span.end * width));
-    kernel::best_unit().accumulate({span.at(0, span.begin), span.stride, errors.data(), width, span.end, z.data(), width, span.end - span.begin, width});
+    LOWBIT_BEST_KERNEL(accumulate)({span.at(0, span.begin), span.stride, errors.data(), width, span.end, z.data(), width, span.end - span.begin, width});
     bool any = false;
     for (std::size_t p = span.begin; p < span.end; ++p)
       for (std::size_t r = 0; r < rows; ++r) {
