@@ -206,6 +206,24 @@ TEST_CASE("a rotated model computes the same, and in every order of rows") {
   }
 }
 
+TEST_CASE("a folder with tied embeddings that a rotation unties says so in its copy of the configuration") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  const checkpoint file = open(LOWBIT_SOURCE_DIR "/examples/models/shakespeare");
+  REQUIRE(file.find("output.weight") == nullptr);
+  const std::vector<int> ids{1, 17, 260, 5, 99, 3};
+  const std::vector<float> before = logits_of(file, stored, threads, ids);
+  for (const bool is_rotated : {false, true}) {
+    checkpoint model = is_rotated ? rotated(file, 9, threads) : file;
+    const std::string out = folder / (is_rotated ? "turned" : "straight");
+    const requantisation how = plan_for(model, format_of("s8_g32"), lowbit::method::rtn);
+    REQUIRE(save_model(out, model, how.format, [&](const tensor& t) { return requantise(t, how, threads); }).ok());
+    const checkpoint read = open(out);
+    CHECK((read.find("output.weight") != nullptr) == is_rotated);
+    CHECK(largest_difference(logits_of(read, stored, threads, ids), before) < 0.02 * largest(before));
+  }
+}
+
 TEST_CASE("a pass into float32 changes nothing but what it folds") {
   const temporary_folder folder;
   thread_pool threads{2};

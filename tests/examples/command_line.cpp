@@ -362,6 +362,8 @@ TEST_CASE("convert gives every tensor a verdict, and with --exact-only writes no
   check_refused("convert " + packed + " " + folder / "x" + " --to gptq --format q9_9", {"q9_9"});
   check_refused("convert " + packed + " " + folder / "x" + " --to gguf --format nf4", {"GGUF does not hold nf4"});
   check_refused("convert " + packed + " " + normal + " --to gptq", {"normal", "exists already"});
+  check_refused("quantise " + packed + " " + normal + " --format s4_g32 --method gptq --calibration missing.txt", {"normal", "exists already"});  // before any work
+  check_refused("quantise " + packed + " " + normal + ".gguf --format s4_g32", {".gguf", "does not hold s4_g32", "folder"});
   check_refused("convert " + folder / "missing" + " " + folder / "x" + " --to gptq", {"missing"});
   CHECK(!std::filesystem::exists(folder / "x"));
 }

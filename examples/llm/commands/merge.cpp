@@ -92,7 +92,7 @@ lowbit::status run(const options& o, const common_options& common) {
   const bool calibrated = method->needs_data || !o.calibration.text.empty();
   const auto format = choose_formats(*model, o.formats, method->needs_data);
   if (!format) return format.error();
-  if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
+  if (lowbit::status possible = check_target(o.out, *model, *format); !possible) return possible;
   auto adapter = open_adapters({o.adapter}, *model);
   if (!adapter) return adapter.error();
 

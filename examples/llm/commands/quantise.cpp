@@ -122,7 +122,7 @@ lowbit::status run(options o, const common_options& common) {
   const std::size_t memory_before = peak_memory();
   thread_pool threads{common.threads};
   if (lowbit::status valid = check_model(*model); !valid) return lowbit::failure{valid.error().kind, o.in + ": " + valid.error().message};
-  if (container_of(*model, *format) == container::none) return save_model(o.out, *model, *format, stored).error();
+  if (lowbit::status possible = check_target(o.out, *model, *format, o.part_bytes); !possible) return possible;
   std::optional<calibration_samples> samples;
   if (method->needs_data || o.formats.budget > 0) {
     auto chosen = disclosed_samples(o.calibration, o.formats.budget > 0 ? "--budget" : "method " + o.method, *model);

@@ -70,7 +70,6 @@ class new_folder {
  public:
   static lowbit::result<new_folder> create(const fs::path& final_path) {
     std::error_code error;
-    if (fs::exists(final_path, error)) return lowbit::failure{lowbit::errc::io, "cannot write " + final_path.string() + ": it exists already"};
     new_folder f;
     f.final_ = final_path;
     f.partial_ = final_path.parent_path() / ("." + final_path.filename().string() + ".partial-" + std::to_string(getpid()));
@@ -106,14 +105,22 @@ class new_folder {
 
 }  // namespace
 
+lowbit::result<fs::path> target_folder(const std::string& path) {
+  fs::path target = fs::path{path}.lexically_normal();
+  if (!target.has_filename()) target = target.parent_path();  // "name/"
+  if (target.extension() == ".gguf") return lowbit::failure{lowbit::errc::bad_value, path + ": what is to be written is a folder, and this names a GGUF file"};
+  std::error_code error;
+  if (fs::exists(target, error)) return lowbit::failure{lowbit::errc::io, "cannot write " + target.string() + ": it exists already"};
+  return target;
+}
+
 lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
                                     const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress) {
   if (!model.config.rope_divisors.empty() && model.folder.empty())
     return lowbit::failure{lowbit::errc::unsupported, "a config.json with scaled RoPE is not written"};
-  fs::path target = fs::path{folder}.lexically_normal();
-  if (!target.has_filename()) target = target.parent_path();  // "name/"
-  if (target.extension() == ".gguf") return lowbit::failure{lowbit::errc::bad_value, folder + ": what is to be written is a folder, and this names a GGUF file"};
-  auto made = new_folder::create(target);
+  const auto target = target_folder(folder);
+  if (!target) return target.error();
+  auto made = new_folder::create(*target);
   if (!made) return std::move(made).error();
 
   // Which tensors go into which file: in order, as many as fit.
@@ -173,11 +180,12 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     written += writer->written();
     if (auto s = writer->commit(); !s) return std::move(s).error();
   }
-  if (model.find("output.weight") == nullptr) left_alone.emplace_back("lm_head");  // loaders build one over the embedding
+  const bool tied = model.find("output.weight") == nullptr;
+  if (tied) left_alone.emplace_back("lm_head");  // loaders build one over the embedding
 
   // Configuration and tokeniser: the source's own where it has them, with what changed.
   const fs::path own{model.folder};
-  nlohmann::json config = hf_config(model.config, model.words, model.find("output.weight") == nullptr);
+  nlohmann::json config = hf_config(model.config, model.words, tied);
   if (!model.folder.empty()) {
     auto file = lowbit::mapped_file::open(own / "config.json");
     if (!file) return std::move(file).error();
@@ -185,6 +193,7 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     if (!read) return std::move(read).error();
     config = *std::move(read);
     config.erase("quantization_config");
+    config["tie_word_embeddings"] = tied;  // a rotation unties them
   }
   config.erase("dtype");
   config["torch_dtype"] = floats == nullptr || floats == &lowbit::spec_of<lowbit::f32> ? "float32" : floats == &lowbit::spec_of<lowbit::float16> ? "float16" : "bfloat16";

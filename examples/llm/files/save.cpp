@@ -38,21 +38,25 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
   return how;
 }
 
+lowbit::status check_target(const std::string& path, const checkpoint& model, lowbit::format_id format, std::size_t part_bytes) {
+  const container into = container_of(model, format);
+  const std::string name{lowbit::spec_of_id(format).name};
+  if (into == container::gguf) return lowbit::done{};
+  if (into == container::none) return lowbit::failure{lowbit::errc::unsupported, "no file that lowbit writes holds this model in " + name};
+  if (part_bytes != 0) return lowbit::failure{lowbit::errc::unsupported, "only GGUF is written in parts, and it does not hold " + name};
+  if (path.ends_with(".gguf")) return lowbit::failure{lowbit::errc::bad_value, path + " names a GGUF file, which does not hold " + name + "; that is written as a folder"};
+  const auto folder = target_folder(path);
+  if (!folder) return folder.error();
+  return lowbit::done{};
+}
+
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
                                        const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
-  const container into = container_of(model, format);
-  if (part_bytes != 0 && (into == container::bitsandbytes || into == container::compressed_tensors))
-    return lowbit::failure{lowbit::errc::unsupported, "only GGUF is written in parts, and it does not hold " + std::string(lowbit::spec_of_id(format).name)};
-  switch (into) {
-    case container::gguf: return save_gguf(path, model, target_forms(format), lowbit::spec_of_id(format).name, source, progress, part_bytes);
-    case container::bitsandbytes:
-    case container::compressed_tensors:
-      return save_hf(path, model, target_forms(format), *lowbit::layout_for_format(lowbit::spec_of_id(format), lowbit::spec_of_id(format).block), source, progress);
-    case container::none: break;
-  }
-  return lowbit::failure{lowbit::errc::unsupported,
-                         "no file that lowbit writes holds this model in " + std::string(lowbit::spec_of_id(format).name)};
+  if (lowbit::status possible = check_target(path, model, format, part_bytes); !possible) return std::move(possible).error();
+  const lowbit::format_spec& spec = lowbit::spec_of_id(format);
+  if (container_of(model, format) == container::gguf) return save_gguf(path, model, target_forms(format), spec.name, source, progress, part_bytes);
+  return save_hf(path, model, target_forms(format), *lowbit::layout_for_format(spec, spec.block), source, progress);
 }
 
 }  // namespace llm

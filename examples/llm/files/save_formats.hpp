@@ -5,6 +5,8 @@
 
 #include <lowbit/io/checkpoint.hpp>
 
+#include <filesystem>
+
 namespace llm {
 
 /// What a tensor will be: its format, shape, order of columns and factor, without data. A file is declared before weights are at hand.
@@ -18,6 +20,8 @@ tensor_forms target_forms(lowbit::format_id format);
 /// tensors each.
 lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, const tensor_forms& forms, std::string_view format,
                                       const weight_source& source, const save_progress& progress, std::size_t part_bytes = 0);
+/// The folder that save_hf would write; fails where that exists already, or is named like a GGUF file.
+lowbit::result<std::filesystem::path> target_folder(const std::string& path);
 /// A Hugging Face folder (hf_save.cpp): matrices in `layout`, or without one plain floats.
 lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
                                     const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress);
