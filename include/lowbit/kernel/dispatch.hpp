@@ -31,20 +31,27 @@ inline auto linked_units() noexcept {
 #undef LOWBIT_LIST_UNIT
 }
 
+namespace detail {
+/// Not to be inlined: compilers take the processor's identification for a computation without effects, and move it out of the branch that runs
+/// once to where best_unit() is called. On a virtual machine it takes microseconds.
+template <class = void>
+[[gnu::noinline]] const unit* choose_unit() noexcept {
+  const char* const forced = std::getenv("LOWBIT_ARCH");
+  const unit* choice = nullptr;
+  const auto units = linked_units();
+  for (const linked_unit& u : units) {
+    if (!u.available) continue;
+    choice = u.kernels;
+    if (forced != nullptr && (std::string_view(forced) == u.name || std::string_view(forced) == u.kernels->name)) break;
+  }
+  return choice;  // the baseline is always available
+}
+}  // namespace detail
+
 /// The unit that products run on: chosen once.
 inline const unit& best_unit() noexcept {
-  static const unit& best = []() -> const unit& {
-    const char* const forced = std::getenv("LOWBIT_ARCH");
-    const unit* choice = nullptr;
-    const auto units = linked_units();
-    for (const linked_unit& u : units) {
-      if (!u.available) continue;
-      choice = u.kernels;
-      if (forced != nullptr && (std::string_view(forced) == u.name || std::string_view(forced) == u.kernels->name)) break;
-    }
-    return *choice;  // the baseline is always available
-  }();
-  return best;
+  static const unit* const best = detail::choose_unit();
+  return *best;
 }
 }  // namespace lowbit::kernel
 #else
