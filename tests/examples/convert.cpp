@@ -32,6 +32,25 @@ std::map<std::string, verdict> convert(const std::string& from, const std::strin
   return all;
 }
 
+/// |b - a| / |a| of a tensor, as it is read from two files.
+double error_between(const std::string& a, const std::string& b, const char* name, thread_pool& threads) {
+  const auto floats = [&](const std::string& path) {
+    const checkpoint file = opened(path);
+    auto w = as_float32(threads)(*file.find(name));
+    REQUIRE_MESSAGE(w.ok(), (w.ok() ? "" : w.error().message));
+    const auto* const from = reinterpret_cast<const float*>(w->view().data);
+    return std::vector<double>(from, from + w->view().rows * w->view().cols);
+  };
+  const std::vector<double> x = floats(a), y = floats(b);
+  REQUIRE(x.size() == y.size());
+  double difference = 0.0, size = 0.0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    difference += (y[i] - x[i]) * (y[i] - x[i]);
+    size += x[i] * x[i];
+  }
+  return std::sqrt(difference / size);
+}
+
 constexpr const char* query = "blk.0.attn_q.weight";
 constexpr const char* down = "blk.1.ffn_down.weight";
 
@@ -50,6 +69,7 @@ TEST_CASE("a model is written in every layout, read again and run, and its float
     CHECK(verdicts.at(query).kind == fidelity::requantised);
     CHECK(verdicts.at(query).error > 0.0);
     CHECK(verdicts.at(query).error < 0.2);
+    CHECK(verdicts.at(down).error == doctest::Approx(error_between(original, out, down, threads)).epsilon(1e-6));
     CHECK(verdicts.at("token_embd.weight").kind == fidelity::exact);
     const checkpoint again = opened(out);
     CHECK(again.layout == (target == "bitsandbytes-nested" ? "bitsandbytes" : target));
@@ -107,6 +127,7 @@ TEST_CASE("what keeps its codes, what needs a wider type, and what is quantised 
     CHECK(v.codes_kept == c.codes_kept);
     CHECK(v.error <= c.error);
     CHECK((c.error == 0.0) == (v.error == 0.0));
+    CHECK(v.error == doctest::Approx(error_between(from, to, down, threads)).epsilon(1e-6));
     if (std::string{c.to} != "q4_0" || c.kind != fidelity::requantised) CHECK(v.to == c.to);
     // Queries and keys change the order of their rows on the way to GGUF.
     const bool gguf = std::string{c.target} == "gguf";
