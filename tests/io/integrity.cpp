@@ -43,7 +43,7 @@ TEST_CASE("good weights have no findings, in any format") {
   for (const format_spec* s : all_formats::specs) {
     if (s->is_float()) continue;
     CAPTURE(std::string(s->name));
-    const weight_findings f = find_in_weights(ones(*s, 3, 2 * s->block + 1).view());
+    const weight_findings f = find_in_weights(ones(*s, 3, 2 * s->block + 1).view(), kernel::best_unit());
     CHECK(f.blocks == 9);
     CHECK(f.not_finite.count == 0);
     CHECK(f.out_of_range.count == 0);
@@ -56,7 +56,7 @@ TEST_CASE("scales that are not numbers, zeros, and codes that mean nothing are f
   const auto spoil = [](const format_spec& s, const auto& change) {
     packed_matrix w = ones(s, 4, 3 * s.block);
     change(w.row(2) + s.bytes);
-    return find_in_weights(w.view());
+    return find_in_weights(w.view(), kernel::best_unit());
   };
   const auto at = [](const format_spec& s, const weight_findings::kind& k) { return k.count == 1 && k.row == 2 && k.col == s.block; };
   for (const std::uint16_t bits : {std::uint16_t{0x7e00}, std::uint16_t{0x7c00}, std::uint16_t{0xfc00}}) {
@@ -73,19 +73,19 @@ TEST_CASE("scales that are not numbers, zeros, and codes that mean nothing are f
   CHECK(at(spec_of<mxfp4>, spoil(spec_of<mxfp4>, [](std::uint8_t* b) { b[0] = 255; }).out_of_range));
   CHECK(at(spec_of<nvfp4>, spoil(spec_of<nvfp4>, [](std::uint8_t* b) { b[1] = 0x7f; }).out_of_range));
   packed_matrix trits(spec_of<tq1_0>, 1, 256);
-  CHECK(find_in_weights(trits.view()).out_of_range.count == 0);
+  CHECK(find_in_weights(trits.view(), kernel::best_unit()).out_of_range.count == 0);
   trits.bytes()[3] = 1;  // between ceil(0 * 256 / 243) and ceil(1 * 256 / 243)
-  CHECK(find_in_weights(trits.view()).out_of_range.count == 1);
+  CHECK(find_in_weights(trits.view(), kernel::best_unit()).out_of_range.count == 1);
   packed_matrix floats(spec_of<f32>, 2, 3);
   auto* const v = reinterpret_cast<float*>(floats.bytes().data());
   v[1] = NAN, v[2] = INFINITY;
-  const auto f = find_in_weights(floats.view());
+  const auto f = find_in_weights(floats.view(), kernel::best_unit());
   CHECK(f.blocks == 6);
   CHECK(f.not_finite.count == 2);
   CHECK(f.not_finite.col == 1);
   CHECK(f.zero.count == 1);
   CHECK(f.zero.row == 1);
-  weight_findings sum = find_in_weights(ones(spec_of<q4_0>, 2, 32).view());
+  weight_findings sum = find_in_weights(ones(spec_of<q4_0>, 2, 32).view(), kernel::best_unit());
   sum.append(zeros, 10);
   CHECK(sum.zero.row == 12);
   CHECK(sum.blocks == 14);

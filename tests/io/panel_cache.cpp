@@ -28,7 +28,7 @@ TEST_CASE("matrices in the cache are those that were written, in every kind of f
   const auto x = random_activations(300, 2);
   for (const panel_matrix& m : built) {
     CAPTURE(std::string(m.spec().name));
-    auto found = cache.find(m.spec().name, m.spec(), 37, 300);
+    auto found = cache.find(m.spec().name, m.spec(), 37, 300, kernel::best_unit());
     REQUIRE(found);
     const panel_matrix moved = std::move(*found);
     REQUIRE(moved.size_bytes() == m.size_bytes());
@@ -39,8 +39,8 @@ TEST_CASE("matrices in the cache are those that were written, in every kind of f
       multiply({x.data(), 1, 300}, moved, {b.data(), 1, 37}, space, p);
       CHECK(std::memcmp(a.data(), b.data(), 37 * sizeof(float)) == 0);
     }
-    CHECK(!cache.find(m.spec().name, m.spec(), 38, 300));
-    CHECK(!cache.find(m.spec().name, spec_of<q8_0>, 37, 300));
+    CHECK(!cache.find(m.spec().name, m.spec(), 38, 300, kernel::best_unit()));
+    CHECK(!cache.find(m.spec().name, spec_of<q8_0>, 37, 300, kernel::best_unit()));
   }
   CHECK(!cache.find("none", spec_of<q4_k>, 37, 300));
 }
@@ -67,9 +67,9 @@ TEST_CASE("a matrix that has a factor, another order of inputs or a format of it
     const auto cache = panel_cache::open(folder / "c", "source");
     REQUIRE_MESSAGE(cache, cache.error().message);
     CHECK(cache->size() == count - 3);
-    CHECK(!cache->find("turned", spec_of<q8_0>, 16, 64));
-    CHECK(!cache->find("scaled", spec_of<nvfp4>, 16, 64));
-    CHECK(cache->find("plain", spec_of<q8_0>, 16, 64).has_value() == (count == 4));
+    CHECK(!cache->find("turned", spec_of<q8_0>, 16, 64, kernel::best_unit()));
+    CHECK(!cache->find("scaled", spec_of<nvfp4>, 16, 64, kernel::best_unit()));
+    CHECK(cache->find("plain", spec_of<q8_0>, 16, 64, kernel::best_unit()).has_value() == (count == 4));
   }
 }
 

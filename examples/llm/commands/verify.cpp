@@ -80,7 +80,7 @@ subject quantised_weight(std::shared_ptr<const lowbit::safetensors_model> model,
     lowbit::serial_executor serial;
     const auto w = (*found)->read(serial);
     if (!w) return w.error();
-    return lowbit::find_in_weights(w->view());
+    return lowbit::find_in_weights(w->view(), lowbit::kernel::best_unit());
   };
   return s;
 }
@@ -145,7 +145,7 @@ lowbit::result<verdict> examine(const subject& s) {
     if (!part) return std::move(part).error();
     const auto data = part->bytes();
     hash.update(data);
-    if (s.spec != nullptr) v.found.append(lowbit::find_in_weights({s.spec, bytes / row, s.cols, data.data()}), at / row);
+    if (s.spec != nullptr) v.found.append(lowbit::find_in_weights({s.spec, bytes / row, s.cols, data.data()}, lowbit::kernel::best_unit()), at / row);
   }
   v.sha256 = hash.finish();
   return v;

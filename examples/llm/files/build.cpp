@@ -58,18 +58,21 @@ class builder {
   void take(const std::string& name, lowbit::panel_matrix& out) {
     if (!status_) return;
     const tensor& t = *tensors_.at(name);
-    if (auto ready = panels_ != nullptr ? panels_->find(name, *t.spec, t.rows, t.cols) : std::nullopt) {
+    if (auto ready = panels_ != nullptr ? panels_->find(name, *t.spec, t.rows, t.cols, lowbit::kernel::best_unit()) : std::nullopt) {
       out = *std::move(ready);
       return;
     }
     const weights w = take(name, source_);
     if (!status_) return;
     const auto changed = lowbit::runnable(w.view(), threads_);
-    out = lowbit::panel_matrix::from(changed ? changed->view() : w.view(), threads_);
+    auto built = lowbit::panel_matrix::from_checked(changed ? changed->view() : w.view(), threads_);
+    if (!built) return void(fail(in_tensor(name, built.error())));
+    out = *std::move(built);
   }
   void take(const std::string& name, std::vector<float>& out) {
     const weights w = take(name, weight_source{stored});
     if (!status_) return;
+    if (const auto bad = lowbit::find_non_finite(w.view())) return void(fail(in_tensor(name, lowbit::non_finite(*bad))));
     out.resize(w.view().cols);
     lowbit::decode(w.view(), {out.data(), 1, out.size()});
   }
@@ -81,7 +84,6 @@ class builder {
     if (!status_) return {};
     lowbit::result<weights> w = source(*tensors_.at(name));
     if (!w) return fail(std::move(w).error());
-    if (lowbit::status finite = check_finite(name, w->view(), threads_); !finite) return fail(std::move(finite).error());
     return *std::move(w);
   }
   weights fail(lowbit::failure f) {

@@ -1,9 +1,7 @@
 #include "load.hpp"
 
-#include <lowbit/core/executor.hpp>
+#include <lowbit/matrix/non_finite.hpp>
 
-#include <atomic>
-#include <cmath>
 #include <cstring>
 #include <filesystem>
 
@@ -70,31 +68,8 @@ lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rop
 }
 
 lowbit::status check_finite(std::string_view name, lowbit::packed_view w, thread_pool& threads) {
-  const lowbit::format_spec &s = *w.spec, &planes = s.planes();
-  const std::size_t blocks = s.row_blocks(w.cols);
-  const lowbit::scalar_field first = s.is_float() ? lowbit::scalar_field{s.element, 0} : planes.scale;
-  const auto bad_block = [&](std::size_t r) {  // the first of a row, or `blocks`
-    const std::uint8_t* block = w.row(r);
-    std::uint8_t recoded[lowbit::max_recoded_bytes];
-    for (std::size_t b = 0; b < blocks; ++b, block += s.bytes) {
-      if (s.is_recoded()) s.recode.decode(block, recoded);
-      const std::uint8_t* const fields = s.is_recoded() ? recoded : block;
-      if (!std::isfinite(lowbit::read_scalar(first, fields)) || !std::isfinite(lowbit::read_scalar(planes.minimum, fields))) return b;
-    }
-    return blocks;
-  };
-  std::atomic<std::size_t> bad_row{w.rows};
-  lowbit::for_parts(threads, w.rows, 16, [&](std::size_t begin, std::size_t end) {
-    for (std::size_t r = begin; r < end; ++r)
-      if (bad_block(r) != blocks) {
-        for (std::size_t lowest = bad_row; r < lowest && !bad_row.compare_exchange_weak(lowest, r);) {
-        }
-        return;
-      }
-  });
-  if (bad_row == w.rows) return lowbit::done{};
-  return lowbit::failure{lowbit::errc::bad_value, "tensor " + std::string{name} + " has a weight that is not finite, at row " +
-                                                      std::to_string(bad_row) + ", column " + std::to_string(bad_block(bad_row) * s.block)};
+  if (const auto bad = lowbit::find_non_finite(w, threads)) return in_tensor(name, lowbit::non_finite(*bad));
+  return lowbit::done{};
 }
 
 }  // namespace llm

@@ -58,8 +58,8 @@ struct checkpoint {
   model_config config;
   vocabulary words;
   std::vector<tensor> tensors;             ///< in the file's order
-  std::optional<lowbit::gguf_metadata> metadata;  ///< as the file has it, if it is GGUF
-  lowbit::gguf_metadata notes;                    ///< how it was quantised: for the metadata of files that are written
+  std::shared_ptr<const lowbit::gguf_metadata> metadata;  ///< as the file has it; null if it is not GGUF
+  lowbit::gguf_metadata notes;                            ///< how it was quantised: for the metadata of files that are written
   std::string folder;                      ///< its Hugging Face folder, if it is one: for the files that are carried over
   std::string layout;                      ///< how matrices are stored, if as a quantised checkpoint: "gptq", "awq", ...
   std::vector<std::string> warnings;       ///< one line each, about something odd that was dealt with
@@ -84,6 +84,9 @@ lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::s
 /// A query or key matrix of `heads` heads with its rows brought from the other order of RoPE to this one: row 2i + s of a head in pairs
 /// is row s * head_dim / 2 + i in halves. Rows are whole blocks, so this holds in any format. Expects whole heads of even size.
 lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to);
+
+/// What is wrong with the tensor of that name.
+inline lowbit::failure in_tensor(std::string_view name, const lowbit::failure& f) { return {f.kind, "tensor " + std::string{name} + ": " + f.message}; }
 
 /// Fails, naming the tensor, where a weight, scale or minimum is not finite.
 lowbit::status check_finite(std::string_view name, lowbit::packed_view w, thread_pool& threads);

@@ -30,6 +30,8 @@ lowbit::result<tokeniser> tokeniser::from(vocabulary v) {
   const auto count = static_cast<int>(v.pieces.size());
 
   tokeniser t;
+  t.ids_.reserve(v.pieces.size());
+  t.ranks_.reserve(v.merges.size());
   for (int id = 0; id < count; ++id) {
     const auto i = static_cast<std::size_t>(id);
     t.ids_.try_emplace(v.pieces[i], id);
@@ -130,14 +132,14 @@ void tokeniser::encode_sentence(std::string_view text, std::vector<int>& ids) co
 
 // A symbol's token; where there is none, those of its parts: characters (byte_level) or bytes (sentencepiece).
 void tokeniser::append_bytes(std::string_view symbol, std::vector<int>& ids) const {
-  if (const auto found = ids_.find(std::string{symbol}); found != ids_.end()) return ids.push_back(found->second);
+  if (const auto found = ids_.find(symbol); found != ids_.end()) return ids.push_back(found->second);
   const bool byte_level = vocabulary_.kind == vocabulary_kind::byte_level;
   for (std::size_t at = 0; at < symbol.size();) {
     const std::size_t bytes = byte_level ? read_code_point(symbol, at).bytes : 1;
     int id = vocabulary_.unknown;
     if (!byte_level && byte_ids_[static_cast<unsigned char>(symbol[at])] >= 0) {
       id = byte_ids_[static_cast<unsigned char>(symbol[at])];
-    } else if (const auto part = ids_.find(std::string{symbol.substr(at, bytes)}); byte_level && part != ids_.end()) {
+    } else if (const auto part = ids_.find(symbol.substr(at, bytes)); byte_level && part != ids_.end()) {
       id = part->second;
     }
     if (id >= 0) ids.push_back(id);

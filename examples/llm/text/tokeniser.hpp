@@ -18,6 +18,8 @@ namespace llm {
 class tokeniser {
  public:
   tokeniser() = default;
+  tokeniser(tokeniser&&) = default;  // its maps refer to its vocabulary's strings, which stay where they are
+  tokeniser& operator=(tokeniser&&) = default;
 
   /// Fails where the vocabulary contradicts itself.
   static lowbit::result<tokeniser> from(vocabulary v);
@@ -42,8 +44,8 @@ class tokeniser {
   void append_bytes(std::string_view symbol, std::vector<int>& ids) const;
 
   vocabulary vocabulary_;
-  std::unordered_map<std::string, int> ids_;
-  std::unordered_map<std::string, int> ranks_;        // "left right" to place in merges
+  std::unordered_map<std::string_view, int> ids_;
+  std::unordered_map<std::string_view, int> ranks_;   // "left right" to place in merges
   std::vector<int> special_;                          // control and user-defined ids, the longest piece first
   std::array<std::string, 256> stand_ins_;            // byte to printable character (byte_level)
   std::unordered_map<char32_t, char> byte_of_;        // and back

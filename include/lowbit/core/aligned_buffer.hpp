@@ -1,4 +1,4 @@
-// Owned bytes for weights: aligned to a cache line, zeroed, movable, and allocated through two functions a user can replace.
+// Owned bytes for weights: aligned to a cache line, movable, and allocated through two functions a user can replace.
 //
 // Large buffers are aligned to 2 MiB and offered for huge pages: with 4 KiB pages, streaming weights loses a quarter of the bandwidth
 // of memory to address translation.
@@ -23,22 +23,27 @@
 
 namespace lowbit {
 
-/// A block of zeroed bytes. Empty where the allocation failed: callers that ask for outside sizes check `size()`.
+/// A block of bytes, zeroed unless asked otherwise. Empty where the allocation failed: callers that ask for outside sizes check `size()`.
 class aligned_buffer {
  public:
   aligned_buffer() = default;
-  explicit aligned_buffer(std::size_t bytes) {
+  explicit aligned_buffer(std::size_t bytes) : aligned_buffer(uninitialised(bytes)) {
+    if (size_ != 0) std::memset(data_, 0, size_);
+  }
+  /// Bytes of any value, for who writes them all: pages are then taken from the system where and when they are written.
+  static aligned_buffer uninitialised(std::size_t bytes) {
+    aligned_buffer b;
     constexpr std::size_t huge = std::size_t{2} << 20;
     const std::size_t alignment = bytes >= huge ? huge : 64;
-    if (bytes == 0 || bytes > static_cast<std::size_t>(PTRDIFF_MAX) - huge) return;
-    data_ = static_cast<std::uint8_t*>(LOWBIT_ALIGNED_ALLOC(alignment, round_up(bytes, alignment)));
-    if (data_ == nullptr) return;
-    size_ = bytes;
+    if (bytes == 0 || bytes > static_cast<std::size_t>(PTRDIFF_MAX) - huge) return b;
+    b.data_ = static_cast<std::uint8_t*>(LOWBIT_ALIGNED_ALLOC(alignment, round_up(bytes, alignment)));
+    if (b.data_ == nullptr) return b;
+    b.size_ = bytes;
 #if defined(__linux__)
     // Many systems give huge pages only to those who ask. A refusal costs nothing but speed.
-    if (alignment == huge) (void)::madvise(data_, round_up(bytes, huge), MADV_HUGEPAGE);
+    if (alignment == huge) (void)::madvise(b.data_, round_up(bytes, huge), MADV_HUGEPAGE);
 #endif
-    std::memset(data_, 0, bytes);
+    return b;
   }
   aligned_buffer(aligned_buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}

@@ -65,7 +65,7 @@ inline bool is_out_of_range(const format_spec& s, const std::uint8_t* block) noe
 }  // namespace detail
 
 /// Looks at every weight of a matrix. Of floats, `zero` counts rows.
-inline weight_findings find_in_weights(packed_view w, const kernel::unit& unit = kernel::best_unit()) {
+inline weight_findings find_in_weights(packed_view w, const kernel::unit& unit) {
   weight_findings found;
   const format_spec& s = *w.spec;
   const std::size_t step = s.is_float() ? w.cols : s.block;

@@ -109,7 +109,7 @@ class panel_cache {
 
   /// The matrix of that name, format and shape as a view of the file; nothing where it is not there.
   [[nodiscard]] std::optional<panel_matrix> find(std::string_view name, const format_spec& spec, std::size_t rows, std::size_t cols,
-                                                 const kernel::unit& unit = kernel::best_unit()) const {
+                                                 const kernel::unit& unit) const {
     const auto at = matrices_.find(name);
     if (at == matrices_.end() || at->second.spec != &spec || at->second.rows != rows || at->second.cols != cols) return std::nullopt;
     return panel_matrix::over(spec, rows, cols, at->second.panels, unit);

@@ -14,7 +14,7 @@ struct build_args {
   std::size_t row_bytes;        ///< from one row of blocks to the next
   std::size_t rows, cols;
   std::size_t panel_begin, panel_end;
-  std::uint8_t* panels;         ///< zeroed; panel p is at p * layout->panel_bytes(cols)
+  std::uint8_t* panels;         ///< panel p is at p * layout->panel_bytes(cols); all its bytes are written
   std::uint8_t* scratch;        ///< build_scratch_bytes(*spec, *layout); one for each thread
 };
 
@@ -219,6 +219,7 @@ void build_plain_panels(const build_args& a) noexcept {
   const std::size_t at_once = slab_steps * step_weights / size;
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
+    std::memset(out, 0, panel_bytes);
     const std::uint8_t* const rows = a.blocks + panel * panel_rows * a.row_bytes;
     const std::size_t count = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
     std::size_t c = 0;
@@ -260,6 +261,7 @@ void build_panels(const build_args& a) noexcept {
 
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
+    std::memset(out, 0, panel_bytes);  // what pads it; by panels, so that they stay in a cache
     const std::size_t rows = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
     for (std::size_t first = 0; first < blocks; first += blocks_at_once) {
       const std::size_t count = blocks - first < blocks_at_once ? blocks - first : blocks_at_once, stored = ceil_div(count, per);

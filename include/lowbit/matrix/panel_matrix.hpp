@@ -3,7 +3,7 @@
 
 #include <lowbit/core/executor.hpp>
 #include <lowbit/kernel/dispatch.hpp>
-#include <lowbit/matrix/packed_matrix.hpp>
+#include <lowbit/matrix/non_finite.hpp>
 
 #include <algorithm>
 
@@ -18,17 +18,29 @@ class panel_matrix {
   /// uniform format. For other shapes of a user's own, compile a unit with them and pass it.
   template <executor E>
   static panel_matrix from(packed_view w, E& executor, const kernel::unit& unit = kernel::best_unit()) {
-    panel_matrix m(*w.spec, w.rows, w.cols, unit);
-    if (w.inputs != nullptr) m.inputs_.assign(w.inputs, w.inputs + w.cols);
-    m.factor_ = static_cast<float>(w.factor);
-    const std::size_t panels = kernel::panel_count(w.rows);
-    m.bytes_ = aligned_buffer(m.size_bytes());
-    LOWBIT_EXPECTS(m.bytes_.size() == m.size_bytes());
-    for_parts(executor, panels, 1, [&](std::size_t begin, std::size_t end) {
-      aligned_buffer scratch(kernel::build_scratch_bytes(w.spec->planes(), m.layout_));
-      if (w.spec->is_recoded()) return m.build_recoded(w, begin, end, scratch.data());
-      unit.build_panels({w.spec, &m.layout_, w.data, w.row_bytes(), w.rows, w.cols, begin, end, m.bytes_.data(), scratch.data()});
+    panel_matrix m(w, unit);
+    for_parts(executor, kernel::panel_count(w.rows), 1, [&](std::size_t begin, std::size_t end) { m.build(w, begin, end, m.scratch().data()); });
+    return m;
+  }
+
+  /// The same of weights that nobody has looked at, such as a file's: fails (bad_value) where find_non_finite finds a block, and says where.
+  /// A few panels at a time are searched and then built, so that memory is read once.
+  template <executor E>
+  static result<panel_matrix> from_checked(packed_view w, E& executor, const kernel::unit& unit = kernel::best_unit()) {
+    constexpr std::size_t cached = std::size_t{128} << 10;
+    panel_matrix m(w, unit);
+    const std::size_t at_once = std::max<std::size_t>(1, cached / std::max<std::size_t>(1, kernel::panel_rows * w.row_bytes()));
+    std::atomic<bool> finite{true};
+    for_parts(executor, kernel::panel_count(w.rows), 1, [&](std::size_t begin, std::size_t end) {
+      aligned_buffer scratch = m.scratch();
+      for (std::size_t p = begin, last; p < end && finite; p = last) {
+        last = std::min(end, p + at_once);
+        const std::size_t row = p * kernel::panel_rows, rows = std::min(w.rows, last * kernel::panel_rows) - row;
+        if (find_non_finite(w.middle_rows(row, rows))) finite = false;
+        else m.build(w, p, last, scratch.data());
+      }
     });
+    if (!finite) return non_finite(*find_non_finite(w, executor));
     return m;
   }
 
@@ -73,6 +85,20 @@ class panel_matrix {
   panel_matrix(const format_spec& spec, std::size_t rows, std::size_t cols, const kernel::unit& unit)
       : spec_(&spec), layout_(kernel::layout_of(spec.planes())), rows_(rows), cols_(cols), unit_(&unit), products_(unit.find(layout_.shape)) {
     LOWBIT_EXPECTS(products_ != nullptr);
+  }
+
+  panel_matrix(packed_view w, const kernel::unit& unit) : panel_matrix(*w.spec, w.rows, w.cols, unit) {
+    if (w.inputs != nullptr) inputs_.assign(w.inputs, w.inputs + w.cols);
+    factor_ = static_cast<float>(w.factor);
+    bytes_ = aligned_buffer::uninitialised(size_bytes());
+    LOWBIT_EXPECTS(bytes_.size() == size_bytes());
+  }
+
+  [[nodiscard]] aligned_buffer scratch() const { return aligned_buffer(kernel::build_scratch_bytes(spec_->planes(), layout_)); }
+
+  void build(packed_view w, std::size_t begin, std::size_t end, std::uint8_t* scratch) {
+    if (w.spec->is_recoded()) return build_recoded(w, begin, end, scratch);
+    unit_->build_panels({w.spec, &layout_, w.data, w.row_bytes(), w.rows, w.cols, begin, end, bytes_.data(), scratch});
   }
 
   /// Panels of a format that is not planes: the rows of one panel at a time are recoded.

@@ -88,9 +88,7 @@ class growing_panels {
  private:
   void build(const packed_view& w, std::size_t panel) {
     const std::size_t bytes = layout_.panel_bytes(cols_);
-    std::uint8_t* const to = panels_.data() + panel * bytes;
-    std::fill_n(to, bytes, std::uint8_t{0});
-    unit_->build_panels({spec_, &layout_, w.data, w.row_bytes(), w.rows, w.cols, 0, 1, to, scratch_.data()});
+    unit_->build_panels({spec_, &layout_, w.data, w.row_bytes(), w.rows, w.cols, 0, 1, panels_.data() + panel * bytes, scratch_.data()});
   }
 
   const format_spec* spec_ = nullptr;
