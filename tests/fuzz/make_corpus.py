@@ -379,6 +379,6 @@ for name, data in {
     "bad_bias": checkpoint(small, {**plain, query + ".bias": ("F32", [4], single * 4)}), "bad_name": checkpoint(small, {**plain, "model.vision.weight": ("F32", [1], single)}),
     "bad_type": checkpoint(small, {**plain, query + ".weight": ("F64", [4, 4], bytes(128))}), "bad_rank": checkpoint(small, {**plain, query + ".weight": ("F32", [1, 4, 4], single * 16)}),
     "bad_shape": checkpoint(small, {**plain, query + ".weight": ("F32", [2, 8], single * 16)}), "bad_missing": checkpoint(small, {k: v for k, v in plain.items() if "gate" not in k}),
-    "bad_tied": checkpoint({**small, "tie_word_embeddings": 3}, plain), "bad_codes": checkpoint(wide, {**plain, **packed}), "bad_config": checkpoint([], plain),
+    "bad_tied": checkpoint({**small, "tie_word_embeddings": 3}, plain), "bad_codes": checkpoint(small, {**plain, **packed}), "bad_config": checkpoint([], plain),
 }.items():
     save("hf_folder", name, data)

@@ -42,7 +42,7 @@ TEST_CASE("matrices in the cache are those that were written, in every kind of f
     CHECK(!cache.find(m.spec().name, m.spec(), 38, 300, kernel::best_unit()));
     CHECK(!cache.find(m.spec().name, spec_of<q8_0>, 37, 300, kernel::best_unit()));
   }
-  CHECK(!cache.find("none", spec_of<q4_k>, 37, 300));
+  CHECK(!cache.find("none", spec_of<q4_k>, 37, 300, kernel::best_unit()));
 }
 
 TEST_CASE("a matrix that has a factor, another order of inputs or a format of its own is left out") {

@@ -120,6 +120,9 @@ lowbit::status check_model(const checkpoint& file) {
     return lowbit::failure{lowbit::errc::shape, "the tokenizer has " + std::to_string(file.words.pieces.size()) +
                                                     " tokens, the model " + std::to_string(c.vocabulary)};
   tensor_map unused = by_name(file);
+  if (unused.size() != file.tensors.size())  // a folder with a weight's floats beside its codes
+    for (const tensor& t : file.tensors)
+      if (unused.at(t.name) != &t) return lowbit::failure{lowbit::errc::malformed, "tensor " + t.name + " is there twice"};
   // More layers than tensors: the names alone would be more than the file can hold.
   if (c.layers > file.tensors.size())
     return lowbit::failure{lowbit::errc::shape, "the configuration says " + std::to_string(c.layers) + " layers, the file has " +
