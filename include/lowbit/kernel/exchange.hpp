@@ -9,6 +9,8 @@
 #include <lowbit/format/codec.hpp>
 #include <lowbit/simd/primitives.hpp>
 
+#include <utility>
+
 namespace lowbit::kernel {
 
 /// Codes that a caller with a buffer on the stack takes at once: of several small blocks, or a piece of a large one.
@@ -87,9 +89,11 @@ LOWBIT_ALWAYS_INLINE void store_word(std::uint64_t word, std::uint8_t* p) noexce
 
 /// Unpacks sixteen codes of a plane of `Bits`-bit codes packed one after the other. Reads sixteen bytes.
 template <class Arch, unsigned Bits, bool First>
-LOWBIT_ALWAYS_INLINE void unpack_dense(const std::uint8_t* block, std::uint8_t* codes, int shift) noexcept {
+LOWBIT_ALWAYS_INLINE void unpack_dense(const std::uint8_t* block, std::uint8_t* codes, unsigned shift) noexcept {
   using bytes = bytes16<Arch>;
-  bytes code = shift_bytes(simd::spread_codes<Bits>(bytes::load_unaligned(block), simd::arch_128<Arch>{}), -shift);
+  using words = simd::batch<std::uint32_t, simd::arch_128<Arch>>;
+  const bytes spread = simd::spread_codes<Bits>(bytes::load_unaligned(block), simd::arch_128<Arch>{});
+  bytes code = xsimd::bitwise_cast<std::uint8_t>(words(xsimd::bitwise_cast<std::uint32_t>(spread) << static_cast<int>(shift)));
   if constexpr (!First) code |= bytes::load_unaligned(codes);
   code.store_unaligned(codes);
 }
@@ -216,15 +220,23 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
       with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
         const std::size_t at = p.position(first) / 8, last = blocks * block_bytes - at;
         const unsigned shift = p.shift;
-        for (std::size_t b = 0; b < blocks; ++b) {
-          std::uint8_t* packed = block + b * block_bytes + at;
-          std::uint8_t* const to = codes + b * count;
+        std::size_t b = 0;
+        const auto place = [&]() LOWBIT_INLINE_LAMBDA { return std::pair{block + b * block_bytes + at, codes + b * count}; };
+        if constexpr (To == direction::unpack && bits() < 8) {
+          // Sixteen codes at a time read sixteen bytes, which are there in all but the last blocks.
+          const std::size_t to_end = count / 16 * 2 * bits() + 16 - 2 * bits();
+          const std::size_t whole = count % 16 != 0 || last < to_end ? 0 : (last - to_end) / block_bytes + 1;
+          for (; b < blocks && b < whole; ++b) {
+            auto [packed, to] = place();
+            for (std::size_t i = 0; i < count; i += 16, packed += 2 * bits()) unpack_dense<Arch, bits(), First>(packed, to + i, shift);
+          }
+        }
+        for (; b < blocks; ++b) {
+          auto [packed, to] = place();
           std::size_t i = 0;
           if constexpr (To == direction::unpack && bits() < 8) {
-            // Sixteen bytes are there for all but the last codes of the last block.
-            const std::size_t left = last - b * block_bytes, safe = left >= 16 ? ((left - 16) / (2 * bits()) + 1) * 16 : 0;
-            for (const std::size_t end = safe < count ? safe : count; i + 16 <= end; i += 16, packed += 2 * bits())
-              unpack_dense<Arch, bits(), First>(packed, to + i, static_cast<int>(shift));
+            const std::size_t left = last - b * block_bytes, end = left < 16 ? 0 : ((left - 16) / (2 * bits()) + 1) * 16;
+            for (; i + 16 <= count && i < end; i += 16, packed += 2 * bits()) unpack_dense<Arch, bits(), First>(packed, to + i, shift);
           }
           for (; i + 8 <= count; i += 8, packed += bits()) move_dense<Arch, To, bits(), First>(packed, to + i, shift);
         }
