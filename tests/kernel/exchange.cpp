@@ -81,21 +81,47 @@ TEST_CASE("codes come out of blocks as the spec's planes say, and go back in") {
     for_each_spec([&](const format_spec& s) {
       if (s.is_float()) return;
       CAPTURE(std::string(s.name));
-      constexpr std::size_t blocks = 3;
-      const packed_matrix w = test::random_blocks(s, 1, blocks * s.block, 11);
-      std::vector<std::uint8_t> repacked(blocks * s.bytes), expected(blocks * s.bytes);
-      for (std::size_t first = 0; first < s.block; first += kernel::piece) {
-        const std::size_t count = std::min<std::size_t>(kernel::piece, s.block - first);
-        std::vector<std::uint8_t> codes(blocks * count);
-        unit.unpack_codes(s, w.row(0), blocks, first, count, codes.data());
-        for (std::size_t b = 0; b < blocks; ++b)
-          for (std::size_t i = 0; i < count; ++i) {
-            REQUIRE(codes[b * count + i] == s.codes.raw(w.row(0) + b * s.bytes, first + i));
-            s.codes.set_raw(&expected[b * s.bytes], first + i, codes[b * count + i]);
-          }
-        unit.pack_codes(s, codes.data(), blocks, first, count, repacked.data());
+      for (const std::size_t blocks : {std::size_t{1}, std::size_t{3}, std::size_t{9}}) {
+        const packed_matrix w = test::random_blocks(s, 1, blocks * s.block, 11);
+        const std::vector<std::uint8_t> packed(w.bytes().begin(), w.bytes().end());  // that end where a sanitiser sees it
+        std::vector<std::uint8_t> repacked(blocks * s.bytes), expected(blocks * s.bytes);
+        for (std::size_t first = 0; first < s.block; first += kernel::piece) {
+          const std::size_t count = std::min<std::size_t>(kernel::piece, s.block - first);
+          std::vector<std::uint8_t> codes(blocks * count);
+          unit.unpack_codes(s, packed.data(), blocks, first, count, codes.data());
+          for (std::size_t b = 0; b < blocks; ++b)
+            for (std::size_t i = 0; i < count; ++i) {
+              REQUIRE(codes[b * count + i] == s.codes.raw(&packed[b * s.bytes], first + i));
+              s.codes.set_raw(&expected[b * s.bytes], first + i, codes[b * count + i]);
+            }
+          unit.pack_codes(s, codes.data(), blocks, first, count, repacked.data());
+        }
+        REQUIRE(repacked == expected);
       }
-      REQUIRE(repacked == expected);
+    });
+  });
+}
+
+TEST_CASE("every byte of panels is written: what was in their memory before does not show") {
+  for_each_unit([&](const kernel::unit& unit) {
+    for_each_spec([&](const format_spec& given) {
+      const format_spec& s = given.planes();
+      if (unit.find(kernel::layout_of(s).shape) == nullptr) return;
+      CAPTURE(std::string(s.name));
+      for (const std::size_t cols : {std::size_t{s.block}, std::size_t{3} * s.block + 37}) {
+        const std::size_t rows = 21;  // a panel and a third of one
+        const packed_matrix w = test::random_blocks(s, rows, cols, 5);
+        const kernel::panel_layout layout = kernel::layout_of(s);
+        const std::size_t panels = kernel::panel_count(rows), bytes = panels * layout.panel_bytes(cols);
+        std::vector<std::uint8_t> built[2];
+        for (const std::uint8_t before : {0, 255}) {
+          aligned_buffer out(bytes), scratch(kernel::build_scratch_bytes(s, layout));
+          std::memset(out.data(), before, bytes);
+          unit.build_panels({&s, &layout, w.bytes().data(), w.view().row_bytes(), rows, cols, 0, panels, out.data(), scratch.data()});
+          built[before != 0].assign(out.data(), out.data() + bytes);
+        }
+        REQUIRE(built[0] == built[1]);
+      }
     });
   });
 }
