@@ -106,6 +106,19 @@ TEST_CASE("rows that blocks do not divide fall back as in llama.cpp, and still s
   CHECK(logits_of(*again, stored, threads) == logits_of(changed, source, threads));
 }
 
+TEST_CASE("a model that has a tensor twice, its floats beside its codes, is refused by the tensor's name") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  auto model = open_checkpoint(write_tiny_model(folder));
+  REQUIRE(model.ok());
+  REQUIRE(check_model(*model).ok());
+  model->tensors.push_back(model->tensors[3]);
+  const auto built = build_llama(*model, stored, threads);
+  REQUIRE(!built.ok());
+  CHECK(built.error().kind == lowbit::errc::malformed);
+  CHECK(built.error().message == "tensor " + model->tensors[3].name + " is there twice");
+}
+
 TEST_CASE("a save that fails half-way leaves nothing behind") {
   for (const char* format : {"q4_0", "nf4"}) {
     const temporary_folder folder;

@@ -117,6 +117,7 @@ TEST_CASE("every byte of panels is written: what was in their memory before does
         for (const std::uint8_t before : {0, 255}) {
           aligned_buffer out(bytes), scratch(kernel::build_scratch_bytes(s, layout));
           std::memset(out.data(), before, bytes);
+          std::memset(scratch.data(), before, scratch.size());
           unit.build_panels({&s, &layout, w.bytes().data(), w.view().row_bytes(), rows, cols, 0, panels, out.data(), scratch.data()});
           built[before != 0].assign(out.data(), out.data() + bytes);
         }

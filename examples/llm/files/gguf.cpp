@@ -143,7 +143,7 @@ lowbit::result<checkpoint> open_gguf(const std::string& path) {
     c.tensors.push_back(std::move(out));
   }
   if (lowbit::status valid = check(c.config); !valid) return in_file(valid.error());
-  c.metadata = {model, &model->metadata()};
+  c.metadata = {model, &model->metadata()};  // the model's own, which it keeps alive
   return c;
 }
 

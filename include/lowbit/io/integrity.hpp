@@ -64,7 +64,8 @@ inline bool is_out_of_range(const format_spec& s, const std::uint8_t* block) noe
 
 }  // namespace detail
 
-/// Looks at every weight of a matrix. Of floats, `zero` counts rows.
+/// Looks at every weight of a matrix. Of floats, `zero` counts rows. (The unit has no default, which would compile every kernel wherever
+/// this file is included.)
 inline weight_findings find_in_weights(packed_view w, const kernel::unit& unit) {
   weight_findings found;
   const format_spec& s = *w.spec;

@@ -107,7 +107,8 @@ class panel_cache {
     return writer->commit();
   }
 
-  /// The matrix of that name, format and shape as a view of the file; nothing where it is not there.
+  /// The matrix of that name, format and shape as a view of the file; nothing where it is not there. (The unit has no default, which would
+  /// compile every kernel wherever this file is included.)
   [[nodiscard]] std::optional<panel_matrix> find(std::string_view name, const format_spec& spec, std::size_t rows, std::size_t cols,
                                                  const kernel::unit& unit) const {
     const auto at = matrices_.find(name);

@@ -15,7 +15,7 @@ struct build_args {
   std::size_t rows, cols;
   std::size_t panel_begin, panel_end;
   std::uint8_t* panels;         ///< panel p is at p * layout->panel_bytes(cols); all its bytes are written
-  std::uint8_t* scratch;        ///< build_scratch_bytes(*spec, *layout); one for each thread
+  std::uint8_t* scratch;        ///< build_scratch_bytes(*spec, *layout), of any value; one for each thread
 };
 
 /// Units that are built at once: so many that the walk over a row's blocks is long, so few that the codes of 16 rows stay in a
@@ -219,9 +219,10 @@ void build_plain_panels(const build_args& a) noexcept {
   const std::size_t at_once = slab_steps * step_weights / size;
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
-    std::memset(out, 0, panel_bytes);
     const std::uint8_t* const rows = a.blocks + panel * panel_rows * a.row_bytes;
     const std::size_t count = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
+    const std::size_t written = count < panel_rows ? 0 : a.cols * panel_rows * size;
+    std::memset(out + written, 0, panel_bytes - written);
     std::size_t c = 0;
     for (; count == panel_rows && c + at_once <= a.cols; c += at_once) {
       std::uint8_t* const to = out + c * panel_rows * size;
@@ -261,28 +262,31 @@ void build_panels(const build_args& a) noexcept {
 
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
-    std::memset(out, 0, panel_bytes);  // what pads it; by panels, so that they stay in a cache
     const std::size_t rows = a.rows - panel * panel_rows < panel_rows ? a.rows - panel * panel_rows : panel_rows;
     for (std::size_t first = 0; first < blocks; first += blocks_at_once) {
       const std::size_t count = blocks - first < blocks_at_once ? blocks - first : blocks_at_once, stored = ceil_div(count, per);
       const std::uint8_t* const from = a.blocks + panel * panel_rows * a.row_bytes + first / per * s.bytes;
       const std::size_t row_left = s.row_blocks(a.cols) * s.bytes - first / per * s.bytes;
       std::uint8_t* unit = out + p.header_at(first);
-      for (std::size_t b = 0; b < count; unit += p.unit_bytes())
+      for (std::size_t b = 0; b < count; unit += p.unit_bytes()) {
+        std::memset(unit, 0, p.unit_headers());  // what pads them
         for (std::size_t k = 0; k < p.blocks_per_unit && b < count; k += per, b += per) {
           std::uint8_t* const header = unit + k * p.header_bytes;
           const std::size_t at = b / per * s.bytes;
           if (per == 1) build_header(from + at, row_left - at, rows, header);
           else build_header.split(from + at, row_left - at, rows, count - b < per ? count - b : per, header, p.header_bytes);
         }
+      }
       if (rows < panel_rows || padded || count < blocks_at_once) std::memset(a.scratch, 0, panel_rows * row_codes);
       for (std::size_t r = 0; r < rows; ++r) {
         const std::uint8_t* const row = from + r * a.row_bytes;
         std::uint8_t* const codes = a.scratch + r * row_codes;
-        // What comes next in this row, or in that of the next panel: sixteen rows are more streams than a processor follows by itself
-        // (AVX2: q6_k from 2.7 to 3.9 GB/s).
-        const std::size_t taken = stored * s.bytes, ahead = taken < row_left ? taken : panel_rows * a.row_bytes - first / per * s.bytes;
-        for (std::size_t i = 0; i < taken; i += 64) __builtin_prefetch(row + ahead + i);
+        // What comes next in this row, or in that of the next panel: sixteen rows are more streams than a processor follows by itself.
+        const std::size_t taken = stored * s.bytes;
+        if (taken < row_left || panel + 1 < a.panel_end) {
+          const std::uint8_t* const next = row + (taken < row_left ? taken : panel_rows * a.row_bytes - first / per * s.bytes);
+          for (std::size_t i = 0; i < taken; i += 64) __builtin_prefetch(next + i);
+        }
         if (!padded && s.block <= piece) {
           unpack_codes<Arch>(s, row, stored, 0, s.block, codes);
           continue;

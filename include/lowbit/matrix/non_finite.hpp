@@ -6,6 +6,7 @@
 #include <lowbit/matrix/packed_matrix.hpp>
 
 #include <atomic>
+#include <cstring>
 #include <optional>
 
 namespace lowbit {
@@ -60,8 +61,8 @@ inline bool any_non_finite(const format_spec& s, const std::uint8_t* blocks, std
 
 }  // namespace detail
 
-/// The first block of a matrix whose scale or minimum is NaN or infinite; of floats, the first weight that is. It reads no codes: what a
-/// loader can afford to do with every file, where find_in_weights (io/integrity.hpp) looks at everything.
+/// The first block of a matrix whose scale or minimum is NaN or infinite; of floats, the first weight that is. It reads no codes, but
+/// where a format is recoded: what a loader can afford to do with every file, where find_in_weights (io/integrity.hpp) looks at everything.
 inline std::optional<block_place> find_non_finite(packed_view w) noexcept {
   const std::size_t blocks = w.spec->row_blocks(w.cols);
   for (std::size_t r = 0; r < w.rows; ++r) {
@@ -84,7 +85,7 @@ std::optional<block_place> find_non_finite(packed_view w, E& executor) {
     }
   });
   if (row == w.rows) return std::nullopt;
-  return block_place{row, find_non_finite(w.middle_rows(row, 1))->col};
+  return block_place{row, find_non_finite(w.middle_rows(row, 1)).value_or(block_place{}).col};  // a file may change meanwhile
 }
 
 /// What is said of a matrix with such a block.

@@ -6,6 +6,7 @@
 #include <lowbit/matrix/non_finite.hpp>
 
 #include <algorithm>
+#include <atomic>
 
 namespace lowbit {
 
@@ -40,7 +41,7 @@ class panel_matrix {
         else m.build(w, p, last, scratch.data());
       }
     });
-    if (!finite) return non_finite(*find_non_finite(w, executor));
+    if (!finite) return non_finite(find_non_finite(w, executor).value_or(block_place{}));
     return m;
   }
 
@@ -105,7 +106,7 @@ class panel_matrix {
   void build_recoded(packed_view w, std::size_t begin, std::size_t end, std::uint8_t* scratch) {
     const format_spec& planes = w.spec->planes();
     const std::size_t row_bytes = planes.row_bytes(w.cols), panel_bytes = layout_.panel_bytes(w.cols);
-    aligned_buffer rows(kernel::panel_rows * row_bytes);
+    aligned_buffer rows = aligned_buffer::uninitialised(kernel::panel_rows * row_bytes);
     for (std::size_t panel = begin; panel < end; ++panel) {
       const std::size_t first = panel * kernel::panel_rows, count = w.rows - first < kernel::panel_rows ? w.rows - first : kernel::panel_rows;
       for (std::size_t r = 0; r < count; ++r) recode_row(*w.spec, w.row(first + r), w.cols, rows.data() + r * row_bytes);

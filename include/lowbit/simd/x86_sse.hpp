@@ -119,6 +119,7 @@ LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> spread_codes(batch<std::uint8_t, 
     const __m128i repeated = _mm_shuffle_epi8(packed, _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
     return _mm_min_epu8(_mm_and_si128(repeated, _mm_set1_epi64x(static_cast<long long>(0x8040'2010'0804'0201u))), _mm_set1_epi8(1));
   }
+
   struct places {
     alignas(16) std::uint8_t byte[2][16];
     alignas(16) std::uint16_t factor[8];  // the same for both halves, which are Bits whole bytes apart
