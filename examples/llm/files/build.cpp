@@ -72,7 +72,7 @@ class builder {
   void take(const std::string& name, std::vector<float>& out) {
     const weights w = take(name, weight_source{stored});
     if (!status_) return;
-    if (const auto bad = lowbit::find_non_finite(w.view())) return void(fail(in_tensor(name, lowbit::non_finite(*bad))));
+    if (lowbit::status finite = check_finite(name, w.view(), threads_); !finite) return void(fail(std::move(finite).error()));
     out.resize(w.view().cols);
     lowbit::decode(w.view(), {out.data(), 1, out.size()});
   }
