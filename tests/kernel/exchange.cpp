@@ -17,6 +17,20 @@ struct q4_g4080 {  // runs of 24 bytes, which do not divide what is unpacked at 
   static constexpr format_spec spec{.name = "q4_g4080", .block = 4080, .bytes = 2042, .codes = {{plane{4, 0, byte(0), {{24, 2, 85}, {8, 4, 192}}}}},
                                     .scale = {number::f16, 2040}};
 };
+struct q5_b3 {  // three sub-scales, fewer than are taken at once; values that are no bytes: -3 … -34
+  static constexpr format_spec spec{.name = "q5_b3", .block = 48, .sub = 16, .bytes = 34, .codes = {{plane{5, 0, 0, {{48}, {5}}}}, 34},
+                                    .scale = {number::f16, 30}, .sub_scale = {{plane{5, 0, byte(32), {{3}, {5}}}}}, .unused_bits = 1};
+};
+struct q8_z128 {
+  static constexpr format_spec spec{.name = "q8_z128", .block = 24, .bytes = 26, .codes = {{plane{8, 0, 0, {{24}, {8}}}}, 128}, .scale = {number::f16, 24}};
+};
+struct q7_z200 {  // code - zero from -200 on
+  static constexpr format_spec spec{.name = "q7_z200", .block = 32, .bytes = 30, .codes = {{plane{7, 0, 0, {{32}, {7}}}}, 200}, .scale = {number::bf16, 28}};
+};
+struct signed_zero {  // integers, but for -0, whose sign is a float's
+  static constexpr format_spec spec{.name = "signed_zero", .block = 32, .bytes = 18, .codes = {{plane{4, 0, byte(2), {{32}, {4}}}}}, .scale = {number::f16, 0},
+                                    .values = make_codebook(16, {0.0f, 1, 2, 3, 4, 5, 6, 7, -0.0f, -1, -2, -3, -4, -5, -6, -7})};
+};
 
 template <class F>
 void for_each_unit(F&& f) {
@@ -33,6 +47,10 @@ void for_each_spec(F&& f) {
   f(spec_of<q5_g1001>);
   f(spec_of<q7_g1>);
   f(spec_of<q4_g4080>);
+  f(spec_of<q5_b3>);
+  f(spec_of<q8_z128>);
+  f(spec_of<q7_z200>);
+  f(spec_of<signed_zero>);
 }
 }  // namespace
 

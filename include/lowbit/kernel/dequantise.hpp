@@ -1,129 +1,119 @@
 // Rows of blocks to floats: the codec's values, bit for bit, at the speed of memory.
 #pragma once
 
-#include <lowbit/kernel/exchange.hpp>
-#include <lowbit/kernel/numbers.hpp>
+#include <lowbit/kernel/shared_numbers.hpp>
 
 namespace lowbit::kernel {
 
 namespace detail {
 
-/// How codes become levels: the difference is made once for a row.
-enum class level_rule : std::uint8_t { table, signed_code, unsigned_code };
+/// How codes become levels, the same for a whole row: by a table of floats, as bytes that `byte_levels` made of them before, or as
+/// differences from a zero-point.
+enum class level_rule : std::uint8_t { table, byte, difference };
 
-/// Where floats go: through the caches, or past them, for output that is larger than they are.
+/// Levels that are integers of eight signed bits, made of all codes of a piece: a register has four times as many bytes as floats.
 template <class Arch>
-struct float_sink {
-  bool streamed;
-  LOWBIT_ALWAYS_INLINE void operator()(float* to, floats<Arch> v) const noexcept {
-    if (streamed) simd::store_streamed<Arch>(to, v, Arch{});
-    else v.store_unaligned(to);
-  }
-};
-
-template <class Arch, level_rule Rule, bool Offset>
-LOWBIT_ALWAYS_INLINE void dequantise_codes(const format_spec& s, const std::uint8_t* codes, std::size_t count, affine a, int zero,
-                                           float_sink<Arch> sink, float* out) noexcept {
-  constexpr std::size_t n = simd::lanes<Arch>;
-  const int unused = static_cast<int>(32 - s.codes.bits());
-  std::size_t i = 0;
-  for (; i + n <= count; i += n) {
-    const auto code = simd::load_widened<Arch>(codes + i, Arch{});
-    floats<Arch> level;
-    if constexpr (Rule == level_rule::table) level = simd::lookup16<Arch>(code, &s.values.values[0], Arch{});
-    else if constexpr (Rule == level_rule::signed_code) level = xsimd::to_float(ints<Arch>((code << unused) >> unused));
-    else level = xsimd::to_float(ints<Arch>(code - ints<Arch>(zero)));
-    auto v = simd::rounded_product<Arch>(floats<Arch>(a.scale), level, Arch{});
-    if constexpr (Offset) v += floats<Arch>(a.offset);
-    sink(out + i, v);
-  }
-  for (; i < count; ++i) {
-    const float v = lowbit::rounded_product(a.scale, level_of(s, codes[i], zero - s.codes.zero));
-    out[i] = Offset ? v + a.offset : v;
-  }
-}
-
-/// Sub-blocks whose scales are made ready at once.
-inline constexpr std::size_t ready = 256;
-/// Room for them, and for what a register writes past the last.
-using ready_floats = float[ready + 16];
-
-/// `count` stored numbers, side by side, as floats.
-template <class Arch>
-LOWBIT_ALWAYS_INLINE void convert_numbers(number type, const std::uint8_t* bits, std::size_t count, float* out) noexcept {
-  with_number(type, [&](auto constant) LOWBIT_INLINE_LAMBDA {
-    for (std::size_t i = 0; i < count; i += simd::lanes<Arch>) load_numbers<Arch, constant()>(bits, i).store_unaligned(out + i);
-  });
-}
-
-/// The number at a field of each of `count` <= ready blocks, as floats.
-template <class Arch>
-LOWBIT_ALWAYS_INLINE void read_numbers(scalar_field f, const std::uint8_t* blocks, std::size_t stride, std::size_t count, float* out) noexcept {
-  const unsigned size = size_of(f.type);
-  alignas(64) std::uint8_t bits[(ready + 16) * 4];
-  if (size == 2)
-    for (std::size_t b = 0; b < count; ++b) std::memcpy(bits + b * 2, blocks + b * stride + f.at, 2);
-  else
-    for (std::size_t b = 0; b < count; ++b) std::memcpy(bits + b * size, blocks + b * stride + f.at, size);
-  convert_numbers<Arch>(f.type, bits, count, out);
-}
-
-/// One factor times each of `count` integers (a byte each, signed or not): one rounding, as the codec has it.
-template <class Arch, class Byte>
-LOWBIT_ALWAYS_INLINE void scale_bytes(float factor, const Byte* values, std::size_t count, float* out) noexcept {
-  for (std::size_t j = 0; j < count; j += simd::lanes<Arch>)
-    simd::rounded_product<Arch>(floats<Arch>(factor), xsimd::to_float(simd::load_widened<Arch>(values + j, Arch{})), Arch{}).store_unaligned(out + j);
-}
-
-/// What the weights of a sub-block share, for a few blocks at once.
-template <class Arch>
-class shared_numbers {
+class byte_levels {
  public:
-  LOWBIT_ALWAYS_INLINE explicit shared_numbers(const format_spec& s) noexcept
-      : s_(s), sub_scale_(s.sub_scale, s.sub_blocks()), sub_minimum_(s.sub_minimum, s.sub_blocks()), zero_point_(s.zero_point, 1) {
-    for (int& z : zero_) z = s.codes.zero;
-  }
-
-  LOWBIT_ALWAYS_INLINE void read(const std::uint8_t* blocks, std::size_t count) noexcept {
-    const std::size_t subs = s_.sub_blocks();
-    std::uint8_t fields[2 * max_sub_blocks];
-    ready_floats of_block;
-    if (s_.scale.present()) read_numbers<Arch>(s_.scale, blocks, s_.bytes, count, s_.sub_scale.present() ? of_block : scale_);
-    for (std::size_t b = 0; s_.sub_scale.present() && b < count; ++b) {
-      const std::uint8_t* const block = blocks + b * s_.bytes;
-      if (s_.sub_number != number::none) {
-        sub_scale_.template unpack<Arch>(block, fields);
-        convert_numbers<Arch>(s_.sub_number, fields, subs, scale_ + b * subs);
-      } else {
-        sub_scale_.template unpack_values<Arch>(block, fields);
-        scale_bytes<Arch>(of_block[b], reinterpret_cast<const std::int8_t*>(fields), subs, scale_ + b * subs);
-      }
+  /// Whether a format's levels are such integers. (Not where one is -0: that is a float of its own.)
+  LOWBIT_ALWAYS_INLINE static bool hold(const format_spec& s) noexcept {
+    if (s.values.present()) {
+      for (std::size_t i = 0; i < s.values.size; ++i)
+        if (std::bit_cast<std::uint32_t>((&s.values.values[0])[i]) == 0x8000'0000u) return false;
+      return s.values.fits_int8();
     }
-    if (s_.minimum.present()) read_numbers<Arch>(s_.minimum, blocks, s_.bytes, count, s_.sub_minimum.present() ? of_block : offset_);
-    for (std::size_t b = 0; s_.sub_minimum.present() && b < count; ++b) {
-      sub_minimum_.template unpack_values<Arch>(blocks + b * s_.bytes, fields);
-      scale_bytes<Arch>(-of_block[b], fields, subs, offset_ + b * subs);
-    }
-    for (std::size_t b = 0; s_.zero_point.present() && b < count; ++b)
-      for (std::size_t j = 0; j < subs; ++j) zero_[b * subs + j] = static_cast<int>(zero_point_.raw(blocks + b * s_.bytes)) + s_.codes.zero;
+    return !s.zero_point.present() && s.codes.lowest() >= -128 && s.codes.highest() <= 127;
   }
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE affine at(std::size_t sub_block) const noexcept { return {scale_[sub_block], offset_[sub_block]}; }
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE int zero(std::size_t sub_block) const noexcept { return zero_[sub_block]; }
+  LOWBIT_ALWAYS_INLINE explicit byte_levels(const format_spec& s) noexcept : has_table_(s.values.present()) {
+    if (has_table_) {
+      for (std::size_t i = 0; i < 16; ++i) table_[i] = static_cast<std::uint8_t>(static_cast<int>((&s.values.values[0])[i]));
+    } else if (!s.codes.is_signed) {
+      less_ = static_cast<std::uint8_t>(s.codes.zero);
+    } else if (s.codes.bits() < 8) {  // (code ^ sign) - sign
+      flip_ = less_ = static_cast<std::uint8_t>(1u << (s.codes.bits() - 1));
+    }
+  }
+  /// In place. Reads and writes whole registers, up to `past` bytes behind the last code.
+  LOWBIT_ALWAYS_INLINE void operator()(std::uint8_t* codes, std::size_t count) const noexcept {
+    const auto change = [&](auto&& level) LOWBIT_INLINE_LAMBDA {
+      for (std::size_t i = 0; i < count; i += bytes<Arch>::size) level(bytes<Arch>::load_unaligned(codes + i)).store_unaligned(codes + i);
+    };
+    if (has_table_) change([&](bytes<Arch> v) LOWBIT_INLINE_LAMBDA { return simd::lookup16<Arch>(v, table_, Arch{}); });
+    else if (less_ != 0) change([&](bytes<Arch> v) LOWBIT_INLINE_LAMBDA { return bytes<Arch>((v ^ bytes<Arch>(flip_)) - bytes<Arch>(less_)); });
+  }
 
  private:
-  const format_spec& s_;
-  sub_block_field sub_scale_, sub_minimum_, zero_point_;
-  ready_floats scale_, offset_;
-  int zero_[ready];
+  bool has_table_;
+  std::uint8_t flip_ = 0, less_ = 0, table_[16];
 };
 
+/// `count` weights from the first of a sub-block on. `sub()`, the weights of a sub-block, is a constant for the usual sizes, whose loops go
+/// away. `store` takes a place and a register.
+template <class Arch, level_rule Rule, bool Offset, class Sub, class Store>
+LOWBIT_ALWAYS_INLINE void dequantise_sub_blocks(const format_spec& s, Sub sub, const std::uint8_t* codes, std::size_t count, shared_at shared, float* out,
+                                                Store store) noexcept {
+  constexpr std::size_t n = simd::lanes<Arch>;
+  const auto sub_block = [&](auto here) LOWBIT_INLINE_LAMBDA {
+    const floats<Arch> scale(*shared.scale), offset(Offset ? *shared.offset : 0.0f);
+    const ints<Arch> zero(Rule == level_rule::difference ? *shared.zero : 0);
+    const auto next = [&](std::size_t i) LOWBIT_INLINE_LAMBDA {
+      floats<Arch> level;
+      if constexpr (Rule == level_rule::byte) {
+        level = xsimd::to_float(simd::load_widened<Arch>(reinterpret_cast<const std::int8_t*>(codes + i), Arch{}));
+      } else {
+        const ints<Arch> code = simd::load_widened<Arch>(codes + i, Arch{});
+        if constexpr (Rule == level_rule::table) level = simd::lookup16<Arch>(code, &s.values.values[0], Arch{});
+        else level = xsimd::to_float(ints<Arch>(code - zero));
+      }
+      auto v = simd::rounded_product<Arch>(scale, level, Arch{});
+      if constexpr (Offset) v += offset;
+      store(out + i, v);
+    };
+    std::size_t i = 0;
+    for (; i + 16 <= here(); i += 16) {
+      LOWBIT_UNROLL
+      for (std::size_t k = 0; k < 16; k += n) next(i + k);
+    }
+    for (; i + n <= here(); i += n) next(i);
+    for (; i < here(); ++i) {
+      float level;
+      if constexpr (Rule == level_rule::byte) level = static_cast<float>(static_cast<std::int8_t>(codes[i]));
+      else if constexpr (Rule == level_rule::table) level = (&s.values.values[0])[codes[i]];
+      else level = static_cast<float>(codes[i] - *shared.zero);
+      const float v = lowbit::rounded_product(*shared.scale, level);
+      out[i] = Offset ? v + *shared.offset : v;
+    }
+    codes += here();
+    out += here();
+    shared = {shared.scale + 1, shared.offset + 1, shared.zero + 1};
+  };
+  for (; count >= sub(); count -= sub()) sub_block(sub);
+  if (count != 0) sub_block([count]() LOWBIT_INLINE_LAMBDA { return count; });
+}
+
+/// The same for sub-blocks of any size. `streamed`: past the caches.
 template <class Arch, level_rule Rule, bool Offset>
-void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float_sink<Arch> sink, float* out) noexcept {
+LOWBIT_ALWAYS_INLINE void dequantise_codes(const format_spec& s, const std::uint8_t* codes, std::size_t count, shared_at shared, bool streamed,
+                                           float* out) noexcept {
+  const auto of_size = [&](auto sub) LOWBIT_INLINE_LAMBDA {
+    const auto run = [&](auto store) LOWBIT_INLINE_LAMBDA { dequantise_sub_blocks<Arch, Rule, Offset>(s, sub, codes, count, shared, out, store); };
+    if (streamed) run([](float* to, floats<Arch> v) LOWBIT_INLINE_LAMBDA { simd::store_streamed<Arch>(to, v, Arch{}); });
+    else run([](float* to, floats<Arch> v) LOWBIT_INLINE_LAMBDA { v.store_unaligned(to); });
+  };
+  const std::size_t sub = s.sub_block();
+  if (sub == 16) of_size(std::integral_constant<std::size_t, 16>{});
+  else if (sub == 32) of_size(std::integral_constant<std::size_t, 32>{});
+  else of_size([sub]() LOWBIT_INLINE_LAMBDA { return sub; });
+}
+
+template <class Arch, level_rule Rule, bool Offset>
+void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, bool streamed, float* out) noexcept {
   // Some blocks at once where they are small, a piece of one where it is large.
   const std::size_t sub = s.sub_block(), most = piece / s.block < ready / s.sub_blocks() ? piece / s.block : ready / s.sub_blocks();
   const std::size_t group = most != 0 ? most : 1;
   shared_numbers<Arch> shared(s);
-  std::uint8_t codes[piece];
+  const byte_levels<Arch> to_levels(s);
+  std::uint8_t codes[piece + past];
   for (std::size_t c = 0; c < cols; c += group * s.block, blocks += group * s.bytes) {
     const std::size_t left = ceil_div(cols - c, s.block), count = left < group ? left : group, all = count * s.block;
     const std::size_t valid = cols - c < all ? cols - c : all;
@@ -131,10 +121,11 @@ void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::si
     for (std::size_t first = 0; first < valid; first += piece) {
       const std::size_t here = all - first < piece ? all - first : piece, end = valid - first < here ? valid : first + here;
       unpack_codes<Arch>(s, blocks, count, first, here / count, codes);
-      for (std::size_t i = first, j = first / sub; i < end; ++j) {
-        const std::size_t stop = (j + 1) * sub < end ? (j + 1) * sub : end;
-        dequantise_codes<Arch, Rule, Offset>(s, codes + (i - first), stop - i, shared.at(j), shared.zero(j), sink, out + c + i);
-        i = stop;
+      if constexpr (Rule == level_rule::byte) to_levels(codes, here);
+      for (std::size_t i = first; i < end;) {  // a piece of a large block may begin within a sub-block
+        const std::size_t begun = i % sub, some = begun != 0 && sub - begun < end - i ? sub - begun : end - i;
+        dequantise_codes<Arch, Rule, Offset>(s, codes + (i - first), some, shared.at(i / sub), streamed, out + c + i);
+        i += some;
       }
     }
   }
@@ -147,24 +138,28 @@ void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::si
 template <class Arch>
 void dequantise_row(const format_spec& s, const std::uint8_t* blocks, std::size_t cols, float* out, bool streamed) noexcept {
   using detail::level_rule;
-  const detail::float_sink<Arch> sink{streamed && (s.is_float() || s.sub_block() % 16 == 0)};
+  streamed = streamed && (s.is_float() || s.sub_block() % 16 == 0);
   if (s.is_float()) {
     detail::with_number(s.element, [&](auto type) LOWBIT_INLINE_LAMBDA {
       constexpr std::size_t n = simd::lanes<Arch>;
       std::size_t c = 0;
-      for (; c + n <= cols; c += n) sink(out + c, detail::load_numbers<Arch, type()>(blocks, c));
+      for (; c + n <= cols; c += n) {
+        const auto v = detail::load_numbers<Arch, type()>(blocks, c);
+        if (streamed) simd::store_streamed<Arch>(out + c, v, Arch{});
+        else v.store_unaligned(out + c);
+      }
       for (; c < cols; ++c) out[c] = read_scalar({type(), 0}, blocks + c * s.bytes);
     });
     if (streamed) simd::fence_streamed(Arch{});
     return;
   }
   const auto run = [&](auto rule) LOWBIT_INLINE_LAMBDA {
-    if (s.minimum.present()) detail::dequantise_blocks<Arch, rule(), true>(s, blocks, cols, sink, out);
-    else detail::dequantise_blocks<Arch, rule(), false>(s, blocks, cols, sink, out);
+    if (s.minimum.present()) detail::dequantise_blocks<Arch, rule(), true>(s, blocks, cols, streamed, out);
+    else detail::dequantise_blocks<Arch, rule(), false>(s, blocks, cols, streamed, out);
   };
-  if (s.values.present()) run(std::integral_constant<level_rule, level_rule::table>{});
-  else if (s.codes.is_signed) run(std::integral_constant<level_rule, level_rule::signed_code>{});
-  else run(std::integral_constant<level_rule, level_rule::unsigned_code>{});
+  if (detail::byte_levels<Arch>::hold(s)) run(std::integral_constant<level_rule, level_rule::byte>{});
+  else if (s.values.present()) run(std::integral_constant<level_rule, level_rule::table>{});
+  else run(std::integral_constant<level_rule, level_rule::difference>{});
   if (streamed) simd::fence_streamed(Arch{});
 }
 

@@ -1,4 +1,4 @@
-// Codes and sub-scales out of and into the exchange layout, vectorised from a plane's strides.
+// Codes out of and into the exchange layout, vectorised from a plane's strides.
 //
 // Planes come in few patterns: bytes side by side (stride 8: most of GGUF), dense streams (stride = bits: uniform codes, the high bits
 // of q5), nibbles (uniform codes of 4 bits; with the first on top, bitsandbytes). The pattern is read from the spec at run time, once
@@ -279,73 +279,6 @@ LOWBIT_ALWAYS_INLINE void move_codes(const format_spec& s, std::uint8_t* block, 
     else move_plane<Arch, To, false>(p, s.bytes, block, blocks, first, count, codes);
   }
 }
-
-/// An integer field with one element for each sub-block, its places worked out once for many blocks.
-class sub_block_field {
- public:
-  LOWBIT_ALWAYS_INLINE sub_block_field(const integer_field& f, std::size_t count) noexcept : field_(f), count_(count) {
-    for (std::size_t k = 0; k < 3 && plane_at(k).bits != 0; ++k) {
-      const plane& p = plane_at(k);
-      places element(p, 0);
-      for (std::size_t j = 0; j < count; ++j, element.next()) at_[k][j] = static_cast<std::uint32_t>(element.bit());
-      const unsigned run = (&p.digits.extent[0])[0];
-      const int stride = (&p.digits.stride[0])[0];
-      pattern_[k] = stride == 8 && run % 4 == 0 && at_[k][0] % 8 + p.bits <= 8                             ? pattern::bytes
-                    : stride == static_cast<int>(p.bits) && run == count && count % 8 == 0 && at_[k][0] % 8 == 0 ? pattern::dense
-                                                                                                              : pattern::other;
-    }
-  }
-
-  /// The stored bits of all elements, a byte each: room for a multiple of eight.
-  template <class Arch>
-  LOWBIT_ALWAYS_INLINE void unpack(const std::uint8_t* block, std::uint8_t* raw) const noexcept {
-    std::uint64_t sum[max_sub_blocks / 8] = {};
-    for (std::size_t k = 0; k < 3 && plane_at(k).bits != 0; ++k) {
-      const plane& p = plane_at(k);
-      const std::uint32_t* const at = at_[k];
-      if (pattern_[k] == pattern::bytes) {
-        for (std::size_t j = 0; j < count_; j += 4) {
-          std::uint32_t four;
-          std::memcpy(&four, block + at[j] / 8, 4);
-          four = ((four >> at[j] % 8) & (((1u << p.bits) - 1) * 0x0101'0101u)) << p.shift;
-          sum[j / 8] |= static_cast<std::uint64_t>(four) << (j % 8 * 8);
-        }
-      } else if (pattern_[k] == pattern::dense) {
-        with_width(p.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
-          for (std::size_t j = 0; j < count_; j += 8) {
-            sum[j / 8] |= simd::spread_bits<bits()>(load_word<bits()>(block + at[j] / 8), Arch{}) << p.shift;
-          }
-        });
-      } else {
-        for (std::size_t j = 0; j < count_; ++j)
-          sum[j / 8] |= static_cast<std::uint64_t>(read_bits(block, at[j], p.bits) << p.shift) << (j % 8 * 8);
-      }
-    }
-    std::memcpy(raw, sum, round_up(count_, 8));
-  }
-  /// The stored bits of the only element.
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE unsigned raw(const std::uint8_t* block) const noexcept {
-    unsigned bits = 0;
-    for (std::size_t k = 0; k < 3 && plane_at(k).bits != 0; ++k) bits |= read_bits(block, at_[k][0], plane_at(k).bits) << plane_at(k).shift;
-    return bits;
-  }
-  /// The integers that they mean, as bytes (two's complement where negative).
-  template <class Arch>
-  LOWBIT_ALWAYS_INLINE void unpack_values(const std::uint8_t* block, std::uint8_t* values) const noexcept {
-    unpack<Arch>(block, values);
-    const unsigned sign = field_.is_signed ? 1u << (field_.bits() - 1) : 0u, less = field_.is_signed ? sign : static_cast<unsigned>(field_.zero);
-    if (less != 0 && sign != 128)
-      for (std::size_t j = 0; j < count_; ++j) values[j] = static_cast<std::uint8_t>((values[j] ^ sign) - less);
-  }
-
- private:
-  [[nodiscard]] LOWBIT_ALWAYS_INLINE const plane& plane_at(std::size_t k) const noexcept { return (&field_.planes[0])[k]; }
-
-  const integer_field& field_;
-  std::size_t count_;
-  pattern pattern_[3];
-  std::uint32_t at_[3][max_sub_blocks];
-};
 
 }  // namespace detail
 

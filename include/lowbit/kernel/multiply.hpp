@@ -9,8 +9,9 @@ namespace lowbit::kernel {
 
 namespace detail {
 
+/// One tile. Never inlined: with its four forms in one function g++ 12 for Arm ends in an internal error (codes of 7 bits).
 template <std::uint32_t Key, class Arch, activation_kind Kind, std::size_t Tokens, std::size_t Vectors>
-LOWBIT_ALWAYS_INLINE void multiply_tile(const multiply_args& a, std::size_t first_vector, std::size_t end_vector,
+__attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t first_vector, std::size_t end_vector,
                                         std::size_t token_tile) noexcept {
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
   const panel_layout& p = *a.layout;
