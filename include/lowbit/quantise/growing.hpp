@@ -54,7 +54,8 @@ class growing_panels {
   /// Room for `capacity` rows. Expects a format of planes (not one that is recoded) whose code shape the unit has.
   growing_panels(const format_spec& spec, std::size_t cols, std::size_t capacity, const kernel::unit& unit)
       : spec_(&spec), layout_(kernel::layout_of(spec.planes())), cols_(cols), capacity_(capacity), unit_(&unit), last_(spec, cols, kernel::panel_rows),
-        panels_(panel_matrix::size_of(spec, capacity, cols)), scratch_(kernel::build_scratch_bytes(spec, layout_)) {
+        panels_(aligned_buffer::uninitialised(panel_matrix::size_of(spec, capacity, cols))),  // taken from the system as rows come
+        scratch_(kernel::build_scratch_bytes(spec, layout_)) {
     LOWBIT_EXPECTS(!spec.is_recoded() && panels_.size() == panel_matrix::size_of(spec, capacity, cols));
   }
 
