@@ -229,6 +229,7 @@ TEST_CASE("bad input gets one line and exit code 2") {
 
   const std::string calibrated = "quantise " + model + " " + folder / "x.gguf" + " --format q4_0 --method gptq";
   check_refused(calibrated, {"gptq", "--calibration"});
+  check_refused("quantise " + model + " " + folder / "x.gguf" + " --format q4_0 --method rtn --calibration " + text, {"--calibration", "rtn"});
   check_refused(calibrated + " --calibration " + folder / "latin1.txt", {"latin1.txt", "UTF-8", "2"});
   check_refused(calibrated + " --calibration " + folder / "empty.txt", {"empty.txt", "too few"});
   check_refused(calibrated + " --calibration " + text, {"text.txt", "too few", "64"});
@@ -276,6 +277,9 @@ TEST_CASE("quantise, inspect, evaluate, generate and compare speak JSON") {
   CHECK(mixed["types"]["q4_0"]["tensors"] == 2 * 7);
   CHECK(mixed["types"]["q8_0"]["tensors"] == 1);
   CHECK(mixed["metadata"]["general.file_type"] == 2);
+  // Where matrices have formats of their own, the arithmetic is theirs.
+  const auto all_wider = json_of("quantise " + model + " " + folder / "wider.gguf" + " --format q4_0 --override '*=q8_0'");
+  CHECK(all_wider["arithmetic_bytes"] == quantised["parameters"].get<std::size_t>() * 34 / 32);
 
   const auto evaluated = json_of("evaluate " + out + " --reference " + model + " --text " + text);
   for (const char* key : {"tokens", "nll", "perplexity", "kl_mean", "kl_p99", "top1_agreement"}) CHECK(evaluated[key].is_number());
@@ -287,6 +291,13 @@ TEST_CASE("quantise, inspect, evaluate, generate and compare speak JSON") {
 
   const auto greedy = json_of("generate " + model + " --prompt hello --tokens 5");
   CHECK(greedy["text"].get<std::string>().starts_with("hello"));
+  CHECK(greedy["stopped_by"] == "tokens");
+  // More than the model's context has room for: said, in either form.
+  const std::string endless = "generate " + model + " --prompt hello --tokens 5000";
+  const auto cut = json_of(endless);
+  CHECK(cut["stopped_by"] == "context");
+  CHECK(cut["generated_tokens"].get<std::size_t>() < 5000);
+  CHECK(run(endless).err.find("context of") != std::string::npos);
   CHECK(greedy == [&] {
     auto again = json_of("generate " + model + " --prompt hello --tokens 5");
     for (const char* speed : {"prompt_tokens_per_second", "decode_tokens_per_second"}) again[speed] = greedy[speed];

@@ -65,16 +65,23 @@ lowbit::status run(const options& o, const common_options& common) {
 
   began = std::chrono::steady_clock::now();
   std::size_t generated = 0;
+  std::string_view stopped_by = "tokens";
   while (generated < o.tokens) {
     const auto id = static_cast<int>(choose.next(logits->row(0), std::min(logits->cols(), words.size())));
     ++generated;
-    if (id == v.eos) break;
+    if (id == v.eos) {
+      stopped_by = "end";
+      break;
+    }
     ids.push_back(id);
     std::string piece = words.decode(id);
     if (first && v.add_space_prefix && piece.starts_with(' ')) piece.erase(0, 1);
     first = first && piece.empty();
     write(characters.add(piece));
-    if (s.size() == s.capacity()) break;
+    if (s.size() == s.capacity()) {
+      if (generated < o.tokens) stopped_by = "context";
+      break;
+    }
     logits = &s.feed(std::span{ids}.last(1));
   }
   write(characters.finish());
@@ -82,11 +89,12 @@ lowbit::status run(const options& o, const common_options& common) {
   const double prompt_speed = static_cast<double>(prompt_tokens) / prompt_seconds, speed = static_cast<double>(generated) / decode_seconds;
   if (common.json) {
     const nlohmann::ordered_json j{{"text", text}, {"tokens", ids}, {"prompt_tokens", prompt_tokens}, {"generated_tokens", generated},
-                                   {"prompt_tokens_per_second", prompt_speed}, {"decode_tokens_per_second", speed}};
+                                   {"stopped_by", stopped_by}, {"prompt_tokens_per_second", prompt_speed}, {"decode_tokens_per_second", speed}};
     print_json(j);
   } else {
     fmt::print("\n");
     fmt::print(stderr, "\n{} prompt tokens at {:.0f} a second, {} generated at {:.1f} a second\n", prompt_tokens, prompt_speed, generated, speed);
+    if (stopped_by == "context") fmt::print(stderr, "lowbit: stopped where the model's context of {} tokens ends\n", context);
   }
   return lowbit::done{};
 }

@@ -99,10 +99,25 @@ lowbit::result<lowbit::imatrix> read_importance(const options& o, const checkpoi
   return m;
 }
 
+/// Bits per weight as asked for: the format's own, or the mean over the matrices where a mix, a budget or overrides give some another.
+double bits_per_weight(const checkpoint& model, lowbit::format_id format) {
+  double bits = 0, weights = 0;
+  for (const tensor& t : model.tensors) {
+    if (t.is_vector) continue;
+    const auto n = static_cast<double>(t.rows * t.cols);
+    bits += n * lowbit::spec_of_id(t.wanted.value_or(format)).bits_per_weight();
+    weights += n;
+  }
+  return bits / weights;
+}
+
 lowbit::status run(options o, const common_options& common) {
   if (o.method.empty()) o.method = o.imatrix.empty() ? "rtn" : "imatrix";
   auto method = recipe_named(o.method);
   if (!method) return method.error();
+  const bool uses_text = method->needs_data || o.formats.budget > 0;
+  if (!uses_text && !o.calibration.text.empty())
+    return lowbit::failure{lowbit::errc::bad_value, "--calibration: method " + o.method + " learns nothing from a text"};
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
   std::optional<lowbit::imatrix> importance;
@@ -124,7 +139,7 @@ lowbit::status run(options o, const common_options& common) {
   if (lowbit::status valid = check_model(*model); !valid) return lowbit::failure{valid.error().kind, o.in + ": " + valid.error().message};
   if (lowbit::status possible = check_target(o.out, *model, *format, o.part_bytes); !possible) return possible;
   std::optional<calibration_samples> samples;
-  if (method->needs_data || o.formats.budget > 0) {
+  if (uses_text) {
     auto chosen = disclosed_samples(o.calibration, o.formats.budget > 0 ? "--budget" : "method " + o.method, *model);
     if (!chosen) return std::move(chosen).error();
     samples = *std::move(chosen);
@@ -158,7 +173,8 @@ lowbit::status run(options o, const common_options& common) {
     largest = std::max(largest, t.rows * t.cols * sizeof(float));
     in_bytes += t.bytes;
   }
-  const std::size_t arithmetic = static_cast<std::size_t>(static_cast<double>(parameters) * lowbit::spec_of_id(*format).bits_per_weight() / 8.0);
+  const double bits = bits_per_weight(*model, *format);
+  const auto arithmetic = static_cast<std::size_t>(static_cast<double>(parameters) * bits / 8.0);
   const std::size_t peak = peak_memory();
   if (common.json) {
     const nlohmann::ordered_json j{{"format", lowbit::spec_of_id(*format).name}, {"method", o.method}, {"parameters", parameters}, {"file_bytes", *bytes},
@@ -170,7 +186,7 @@ lowbit::status run(options o, const common_options& common) {
   }
   const auto mb = [](std::size_t n) { return static_cast<double>(n) / 1e6; };
   fmt::print("{}{}: {:.2f} MB written; {} parameters x {:.4g} bits / 8 = {:.2f} MB\n", o.out, o.part_bytes != 0 ? ", in parts" : "", mb(*bytes), parameters,
-             lowbit::spec_of_id(*format).bits_per_weight(), mb(arithmetic));
+             bits, mb(arithmetic));
   if (samples) fmt::print("calibrated on {}\n", samples->description());
   fmt::print("{:.2f} s; peak memory {:.0f} MB, of which {:.0f} MB before the first tensor; the largest tensor is {:.0f} MB as floats\n", seconds,
              mb(peak), mb(memory_before), mb(largest));
