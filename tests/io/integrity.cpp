@@ -2,6 +2,7 @@
 #include "../kernel/random_weights.hpp"
 
 #include <lowbit/format/registry.hpp>
+#include <lowbit/format/runtime.hpp>
 #include <lowbit/io/integrity.hpp>
 #include <lowbit/io/sha256.hpp>
 
@@ -68,6 +69,9 @@ TEST_CASE("scales that are not numbers, zeros, and codes that mean nothing are f
   const auto zeros = spoil(spec_of<q4_0>, [](std::uint8_t* b) { std::memset(b, 0, 2); });
   CHECK(at(spec_of<q4_0>, zeros.zero));
   CHECK(zeros.not_finite.count == 0);
+  // Groups of a checkpoint whose inputs are in any order may be as small as one weight, which may be zero.
+  CHECK(find_in_weights(packed_matrix(uniform_format(4, 1, true), 2, 3).view(), kernel::best_unit()).zero.count == 0);
+  CHECK(find_in_weights(packed_matrix(uniform_format(4, 8, true), 2, 16).view(), kernel::best_unit()).zero.count == 4);
   CHECK(at(spec_of<asymmetric<4, 32>>, spoil(spec_of<asymmetric<4, 32>>, [](std::uint8_t* b) { b[2] = 16; }).out_of_range));
   CHECK(at(spec_of<tq2_0>, spoil(spec_of<tq2_0>, [](std::uint8_t* b) { b[0] |= 3; }).out_of_range));
   CHECK(at(spec_of<mxfp4>, spoil(spec_of<mxfp4>, [](std::uint8_t* b) { b[0] = 255; }).out_of_range));

@@ -25,7 +25,7 @@ struct weight_findings {
     }
   };
   kind not_finite;    ///< a scale or a minimum, and with it a weight, is NaN or infinite
-  kind zero;          ///< every weight is zero
+  kind zero;          ///< every weight is zero (not of blocks of fewer than eight)
   kind out_of_range;  ///< a code, zero-point or scale that means nothing in the format
   std::size_t blocks = 0;
 
@@ -83,7 +83,7 @@ inline weight_findings find_in_weights(packed_view w, const kernel::unit& unit) 
         zero = zero && row[i] == 0.0f;
       }
       found.blocks += s.is_float() ? end - c : 1;
-      if (zero) found.zero.add(r, c);
+      if (zero && (s.is_float() || s.block >= 8)) found.zero.add(r, c);  // a few weights are zeros by chance
       if (!(probe == 0.0f)) {
         if (!s.is_float()) found.not_finite.add(r, c);
         else
