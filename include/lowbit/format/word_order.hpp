@@ -52,9 +52,8 @@ constexpr word_order planar_words(unsigned bits) noexcept {
 inline constexpr word_order awq_nibbles{{{plane{4, 0, 0, {{2, 4}, {16, 4}}}}}, 8, 1, 4};
 /// 64 nibbles in 16 words of 16 bits: k = 8 j + 2 i + c of each 32 lies at nibble 8 i + 4 c + j (llm-awq qmodule.py, pack_intweight).
 inline constexpr word_order awq_fast_nibbles{{{plane{4, 0, 0, {{2, 4, 4, 2}, {16, 32, 4, 128}}}}}, 64, 16, 2};
-/// Two nibbles of a byte, the first in the low one (NVFP4, MXFP4 in safetensors) or in the high one (bitsandbytes).
+/// Two nibbles of a byte, the first in the low one (NVFP4, MXFP4 in safetensors).
 inline constexpr word_order low_nibble_first{{{plane{4, 0, 0, {{2}, {4}}}}}, 2, 1, 1};
-inline constexpr word_order high_nibble_first{{{plane{4, 0, 4, {{2}, {-4}}}}}, 2, 1, 1};
 /// A byte each.
 inline constexpr word_order single_bytes{{{plane{8, 0, 0, {{1}, {8}}}}}, 1, 1, 1};
 
