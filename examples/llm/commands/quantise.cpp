@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <sys/resource.h>
 
 namespace llm {
@@ -99,6 +100,15 @@ lowbit::result<lowbit::imatrix> read_importance(const options& o, const checkpoi
   return m;
 }
 
+/// The format of most weights of a model whose matrices have formats of their own: what the file is called by.
+lowbit::format_id format_of_most(const checkpoint& model, lowbit::format_id otherwise) {
+  std::map<lowbit::format_id, std::size_t> weights;
+  lowbit::format_id most = otherwise;
+  for (const tensor& t : model.tensors)
+    if (!t.is_vector && t.wanted && (weights[*t.wanted] += t.rows * t.cols) > weights[most]) most = *t.wanted;
+  return most;
+}
+
 /// Bits per weight as asked for: the format's own, or the mean over the matrices where a mix, a budget or overrides give some another.
 double bits_per_weight(const checkpoint& model, lowbit::format_id format) {
   double bits = 0, weights = 0;
@@ -115,6 +125,8 @@ lowbit::status run(options o, const common_options& common) {
   if (o.method.empty()) o.method = o.imatrix.empty() ? "rtn" : "imatrix";
   auto method = recipe_named(o.method);
   if (!method) return method.error();
+  if (o.formats.format.empty() && o.formats.budget == 0) return lowbit::failure{lowbit::errc::bad_value, "--format or --budget is needed"};
+  if (o.formats.format.empty()) o.formats.format = "q4_k";  // until the budget has chosen
   const bool uses_text = method->needs_data || o.formats.budget > 0;
   if (!uses_text && !o.calibration.text.empty())
     return lowbit::failure{lowbit::errc::bad_value, "--calibration: method " + o.method + " learns nothing from a text"};
@@ -130,7 +142,7 @@ lowbit::status run(options o, const common_options& common) {
     model->notes.set("quantize.imatrix.entries_count", static_cast<std::uint32_t>(importance->entries.size()));
     model->notes.set("quantize.imatrix.chunks_count", importance->chunk_count);
   }
-  const auto format = choose_formats(*model, o.formats, method->needs_data || importance);
+  auto format = choose_formats(*model, o.formats, method->needs_data || importance);
   if (!format) return format.error();
 
   const auto began = std::chrono::steady_clock::now();
@@ -147,6 +159,7 @@ lowbit::status run(options o, const common_options& common) {
   if (o.formats.budget > 0) {
     progress bar{"measuring"};
     if (lowbit::status s = allocate_formats(*model, *format, o.formats, *samples, threads, std::ref(bar)); !s) return s;
+    *format = format_of_most(*model, *format);
   }
   std::optional<step_store> store;
   if (method->needs_data) {
@@ -200,7 +213,7 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   CLI::App* c = app.add_subcommand("quantise", "Write a model in a low-bit format");
   c->add_option("in", o->in, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("out", o->out, "A .gguf file; for nf4, fp4 and uniform formats a folder")->required();
-  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes, in capitals: Q4_K_M, Q4_0, ...")->required();
+  c->add_option("--format,--mix", o->formats.format, "q4_0, q4_k, iq4_nl, mxfp4, nf4, s4_g128, ..., or one of llama.cpp's mixes, in capitals: Q4_K_M, Q4_0, ... Not needed with --budget");
   c->add_option("--budget", o->formats.budget, "Bits per weight on average: choose every matrix's format by the error that it makes in its layer's output (needs --calibration)")
       ->check(CLI::Range(1.0, 16.0));
   c->add_option("--override", o->formats.overrides, "PATTERN=FORMAT for the matrices of that name in GGUF (blk.0.attn_v.weight; * and ? match), the first that matches counts");
