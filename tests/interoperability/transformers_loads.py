@@ -10,6 +10,9 @@ transformers = tool("transformers")
 executable, model = arguments()
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\nFirst Citizen:\nYou are all resolved rather to die than to famish?\n"
 
+# What transformers itself cannot run there (docs/interoperability.md says why).
+NOT_ON_A_CPU = {"compressed-tensors-u4_g64", "compressed-tensors-int-s8_g64", "compressed-tensors-nvfp4", "compressed-tensors-mxfp4"}
+
 
 def perplexity(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
@@ -25,20 +28,24 @@ def perplexity(folder):
 with Folder() as folder:
     source = float_model(executable, model, folder)
     (folder / "text.txt").write_text(TEXT)
-    ran = []
-    for layout, form in (("hf", None), ("bitsandbytes", "nf4"), ("bitsandbytes", "fp4"), ("bitsandbytes-nested", "nf4"), ("bitsandbytes-int8", None),
-                         ("compressed-tensors", "s4_g128"), ("compressed-tensors", "u4_g64"), ("compressed-tensors", "s8_g64"), ("compressed-tensors-int", "s8_g64"),
-                         ("compressed-tensors-nvfp4", None), ("compressed-tensors-mxfp4", None)):
-        out = folder / "-".join(filter(None, (layout, form)))
-        lowbit(executable, "convert", source, out, "--to", layout, *(["--format", form] if form else []))
+    lowbit(executable, "quantise", source, folder / "mixed.gguf", "--format", "Q4_K_M")  # matrices of four and of six bits
+    ran, unread = [], []
+    for given, layout, form in ((source, "hf", None), (source, "bitsandbytes", "nf4"), (source, "bitsandbytes", "fp4"), (source, "bitsandbytes-nested", "nf4"),
+                                (source, "bitsandbytes-int8", None), (source, "compressed-tensors", "s4_g128"), (source, "compressed-tensors", "u4_g64"),
+                                (source, "compressed-tensors", "s8_g64"), (folder / "mixed.gguf", "compressed-tensors", None),
+                                (source, "compressed-tensors-int", "s8_g64"), (source, "compressed-tensors-nvfp4", None), (source, "compressed-tensors-mxfp4", None)):
+        out = folder / "-".join(filter(None, (pathlib.Path(given).stem if given != source else None, layout, form)))
+        lowbit(executable, "convert", given, out, "--to", layout, *(["--format", form] if form else []))
         try:
             theirs = perplexity(out)
         except (ImportError, RuntimeError, NotImplementedError) as error:
-            print(f"not run: {out.name} ({type(error).__name__}: {str(error).splitlines()[0]})")
+            if out.name not in NOT_ON_A_CPU:
+                raise
+            unread.append(f"{out.name} ({type(error).__name__}: {str(error).splitlines()[0]})")
             continue
         ours = json.loads(lowbit(executable, "evaluate", out, "--text", folder / "text.txt", "--activations", "exact", "--json"))["perplexity"]
         # (bitsandbytes rounds the activations of LLM.int8 to 8 bits; lowbit was told not to.)
         if not abs(theirs - ours) < (1e-2 if "int8" in layout else 1e-3) * ours:
             raise SystemExit(f"{out.name}: transformers has perplexity {theirs}, lowbit {ours}")
         ran.append(out.name)
-print(f"transformers {transformers.__version__} with torch {torch.__version__}: {', '.join(ran)}")
+print(f"transformers {transformers.__version__} with torch {torch.__version__}: {', '.join(ran)}; not run: {', '.join(unread)}")

@@ -551,14 +551,93 @@ TEST_CASE("configurations say which layout it is, and unknown ones are refused")
   CHECK(!read(R"({"quant_method": "gptq", "checkpoint_format": "marlin"})").ok());
   CHECK(!read(R"({"quant_method": "awq", "version": "marlin"})").ok());
   CHECK(!read(R"({"quant_method": "quip"})").ok());
+  // What turns activations as well is in no tensor.
+  CHECK(!read(R"({"quant_method": "gptq", "rotation": "hadamard"})").ok());
+  CHECK(!read(R"({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"R3": {}}}})").ok());
+  CHECK(read(R"({"quant_method": "gptq", "rotation": null, "transform_config": {}})").ok());
   CHECK(!read(R"([1])").ok());
   for (const std::string_view name : layout_names()) {
     const auto layout = find_layout(name);
     REQUIRE(layout);
     const format_spec& s = layout->family == nullptr ? nf4::spec : layout->family->table != nullptr ? *layout->family->table : uniform_format(4, 64, true);
-    const auto written = read_quantisation_config(json::parse(quantization_config(*layout, s, 256, false, {"lm_head"})));
+    const auto text = quantization_config(*layout, std::vector<quantised_module>{{"m", &s, 256}}, {"lm_head"});
+    REQUIRE(text.ok());
+    const auto written = read_quantisation_config(json::parse(*text));
     REQUIRE(written.ok());
     CHECK(written->method == (layout->family == nullptr ? "bitsandbytes" : layout->family->method));
     if (written->method == "gptq" || written->method == "awq") CHECK(written->family == layout->family);
   }
+}
+
+TEST_CASE("a configuration names the matrices that differ, since loaders go by it") {
+  using json = nlohmann::ordered_json;
+  const format_spec &s4 = uniform_format(4, 128, true), &u4 = uniform_format(4, 128, false), &s8 = uniform_format(8, 32, true), &row = uniform_format(4, 256, true);
+  const auto written = [](const char* layout, std::vector<quantised_module> modules) {
+    const auto text = quantization_config(*find_layout(layout), modules, {"lm_head"});
+    CAPTURE(text.ok() ? std::string() : text.error().message);
+    REQUIRE(text.ok());
+    return json::parse(*text);
+  };
+  const std::vector<quantised_module> mixed{{"model.layers.0.mlp.up_proj", &s4, 256}, {"model.layers.0.mlp.down_proj", &s8, 512}, {"model.layers.1.mlp.up_proj", &s4, 256}};
+  // compressed-tensors: a group for each kind, with the names of its modules.
+  const json groups = written("compressed-tensors", mixed)["config_groups"];
+  REQUIRE(groups.size() == 2);
+  CHECK(groups["group_0"]["targets"] == json{"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"});
+  CHECK(groups["group_0"]["weights"]["num_bits"] == 4);
+  CHECK(groups["group_0"]["weights"]["group_size"] == 128);
+  CHECK(groups["group_1"]["targets"] == json::array({"model.layers.0.mlp.down_proj"}));
+  CHECK(groups["group_1"]["weights"]["num_bits"] == 8);
+  CHECK(groups["group_1"]["weights"]["group_size"] == 32);
+  // GPTQModel: overrides by patterns of names.
+  const json gptq = written("gptq", mixed);
+  CHECK(gptq["bits"] == 4);
+  CHECK(gptq["group_size"] == 128);
+  CHECK(gptq["dynamic"] == json{{R"(+:^model\.layers\.0\.mlp\.down_proj$)", {{"bits", 8}, {"group_size", 32}}}});
+  // One kind: one group of all, no overrides.
+  CHECK(written("compressed-tensors", {{"a", &s4, 256}, {"b", &s4, 512}})["config_groups"]["group_0"]["targets"] == json::array({"Linear"}));
+  CHECK(!written("gptq", {{"a", &s4, 256}, {"b", &s4, 512}}).contains("dynamic"));
+  // With and without zero-points: two kinds for compressed-tensors; one for GPTQ, which has them always, and which is symmetric then only if all are.
+  CHECK(written("compressed-tensors", {{"a", &s4, 256}, {"b", &u4, 256}})["config_groups"].size() == 2);
+  const json both = written("gptq", {{"a", &s4, 256}, {"b", &u4, 256}});
+  CHECK(both["sym"] == false);
+  CHECK(!both.contains("dynamic"));
+  // One scale a row: -1, or the size of others' groups where it is that.
+  CHECK(written("gptq", {{"a", &row, 256}, {"b", &uniform_format(4, 512, true), 512}})["group_size"] == -1);
+  CHECK(written("gptq", {{"a", &row, 256}, {"b", &row, 512}})["group_size"] == 256);
+  // AWQ has one size for all.
+  const auto refused = quantization_config(*find_layout("awq"), std::vector<quantised_module>{{"a", &u4, 256}, {"b", &uniform_format(4, 32, false), 256}}, {});
+  REQUIRE(!refused.ok());
+  for (const char* word : {"awq", "'a'", "128", "'b'", "32"}) CHECK(refused.error().message.find(word) != std::string::npos);
+}
+
+TEST_CASE("zero-points times scales, and factors, are rounded where a layout stores their products") {
+  const format_spec& s = uniform_format(4, 32, false);
+  packed_matrix w(s, 1, 64);
+  const auto block = [&](std::size_t b, float scale, unsigned zero) {
+    std::uint8_t* const at = w.row(0) + b * s.bytes;
+    const f16 bits = to_f16(scale);
+    std::memcpy(at + s.scale.at, &bits, 2);
+    s.zero_point.set_raw(at, 0, zero);
+    for (std::size_t i = 0; i < 32; ++i) s.codes.set_raw(at, i, static_cast<unsigned>(i % 16));
+  };
+  const checkpoint_family& fast = *find_family("llm_awq");
+  block(0, 0x1p-5f, 7);  // few bits: the product has a form
+  block(1, 0x1.ffcp-3f, 8);  // a power of two: any product has
+  CHECK(!with_rounded_zeros(fast, w.view()));
+  CHECK(!with_rounded_zeros(*find_family("awq"), w.view()));
+  block(1, 0x1.ffcp-3f, 7);  // 11 bits times 7
+  const auto rounded = with_rounded_zeros(fast, w.view());
+  REQUIRE(rounded);
+  const double zero = std::nearbyint(7 * 0x1.ffcp-3 * 0x1p10) * 0x1p-10;  // in [1, 2), where an f16's last place is 2^-10
+  REQUIRE(zero != 7 * 0x1.ffcp-3);
+  float values[64];
+  std::memcpy(values, rounded->view().data, sizeof values);
+  for (int i = 0; i < 32; ++i) CHECK(values[i] == (i % 16 - 7) * 0x1p-5f);
+  for (int i = 0; i < 32; ++i) CHECK(values[32 + i] == static_cast<float>(0x1.ffcp-3 * (i % 16) - zero));
+  // Factors: a float32, or the reciprocal of one.
+  CHECK(stored_factor(*find_family("modelopt"), 0.375) == 0.375);
+  CHECK(stored_factor(*find_family("modelopt"), 1.0 / 3.0) == static_cast<double>(1.0f / 3.0f));
+  CHECK(stored_factor(*find_family("compressed-tensors-nvfp4"), 1.0 / 3.0) == 1.0 / 3.0);
+  CHECK(stored_factor(*find_family("compressed-tensors-nvfp4"), static_cast<double>(1.0f / 3.0f)) != static_cast<double>(1.0f / 3.0f));
+  CHECK(stored_factor(*find_family("awq"), 1.0 / 3.0) == 1.0 / 3.0);
 }

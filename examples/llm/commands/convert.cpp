@@ -17,7 +17,8 @@ struct options {
 
 std::string text_of(const verdict& v) {
   std::string text{name_of(v.kind)};
-  if (v.kind == fidelity::requantised) text += fmt::format(", relative error {:.3g}{}", v.error, v.codes_kept ? " (codes kept, scales rounded)" : "");
+  if (v.kind == fidelity::requantised) text += fmt::format(", relative error {:.3g}{}", v.error, v.codes_kept ? " (codes kept, scales or zero-points rounded)" : "");
+  if (v.rows_moved && v.kind != fidelity::permuted) text += "; rows or inputs moved";
   return text;
 }
 
@@ -45,7 +46,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (common.json) {
     nlohmann::ordered_json tensors = nlohmann::ordered_json::array();
     for (const verdict& v : plan->verdicts())
-      tensors.push_back({{"tensor", v.tensor}, {"from", v.from}, {"to", v.to}, {"verdict", name_of(v.kind)}, {"codes_kept", v.codes_kept}, {"relative_error", v.error}});
+      tensors.push_back({{"tensor", v.tensor}, {"from", v.from}, {"to", v.to}, {"verdict", name_of(v.kind)}, {"codes_kept", v.codes_kept}, {"moved", v.rows_moved}, {"relative_error", v.error}});
     const nlohmann::ordered_json j{{"target", o.target}, {"file_bytes", *bytes}, {"exact", plan->inexact() == nullptr}, {"warnings", model->warnings}, {"tensors", tensors}};
     print_json(j);
     return lowbit::done{};

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <unordered_map>
 
 namespace llm {
@@ -78,8 +79,9 @@ lowbit::packed_matrix quantise_int8(lowbit::matrix_view<const float> w) {
   for (std::size_t r = 0; r < w.rows; ++r) {
     float largest = 0.0f;
     for (std::size_t c = 0; c < w.cols; ++c) largest = std::max(largest, std::abs(w(r, c)));
-    for (std::size_t c = 0; c < w.cols; ++c)
-      codes[c] = static_cast<std::uint8_t>(128 + (largest > 0.0f ? static_cast<int>(std::nearbyint(w(r, c) * 127.0f / largest)) : 0));
+    // torch divides a number by a tensor so. (Of rows that small the factor is infinite there.)
+    const float factor = largest > 0.0f ? std::min(1.0f / largest * 127.0f, std::numeric_limits<float>::max()) : 0.0f;
+    for (std::size_t c = 0; c < w.cols; ++c) codes[c] = static_cast<std::uint8_t>(128 + static_cast<int>(std::nearbyint(w(r, c) * factor)));
     std::memcpy(out.row(r), &largest, sizeof largest);
     lowbit::write_row_codes(s, codes.data(), w.cols, out.row(r));
   }
@@ -206,8 +208,7 @@ const format_spec* conversion_plan::fallback(const tensor& t, const packed_view&
   unsigned width = bits;
   while (width < 8 && !layout_->family->has_width(width)) ++width;
   if (!layout_->family->has_width(width)) width = 4;
-  const std::size_t group = t.cols % 128 == 0 ? 128 : t.cols % 64 == 0 ? 64 : 32;
-  return &lowbit::uniform_format(width, group, layout_->family->method != "awq", lowbit::number::f16);
+  return &lowbit::uniform_format(width, group_, layout_->family->method != "awq", lowbit::number::f16);
 }
 
 /// One tensor's way into the target, a run of rows at a time, so that a tensor may be larger than memory. What is decided by formats and shapes
@@ -226,11 +227,12 @@ class conversion_plan::decision {
   using outcome = lowbit::result<bool>;                 // whether the question is settled
 
   decision(const conversion_plan& plan, const tensor& t, step& s, const conversion& how, thread_pool& threads, const std::vector<tensor>& runs, packed_view first)
-      : plan_{plan}, t_{t}, s_{s}, how_{how}, threads_{threads}, runs_{runs}, w_{first} {}
+      : plan_{plan}, t_{t}, s_{s}, how_{how}, threads_{threads}, runs_{runs}, first_run_{first} {}
 
   lowbit::result<verdict> decide() {
     if (lowbit::status finite = for_runs([&](const tensor&, packed_view run) { return check_finite(t_.name, run, threads_); }); !finite) return finite.error();
-    v_ = {t_.name, std::string{w_.spec->name}, {}, s_.heads || !s_.rows.empty() || s_.forget_inputs ? fidelity::permuted : fidelity::exact, true, 0.0};
+    const bool moved = s_.heads || !s_.rows.empty() || s_.forget_inputs;
+    v_ = {t_.name, std::string{first_run_.spec->name}, {}, moved ? fidelity::permuted : fidelity::exact, true, moved, 0.0};
     for (auto attempt : {&decision::stay_float, &decision::keep_values, &decision::nest_scales, &decision::round_scales, &decision::quantise_anew}) {
       const outcome settled = (this->*attempt)();
       if (!settled) return settled.error();
@@ -246,7 +248,7 @@ class conversion_plan::decision {
   bool nests() const { return is_bitsandbytes4() && layout()->nested; }
 
   lowbit::status for_runs(auto&& f) const {
-    if (lowbit::status done = f(runs_[0], w_); !done) return done;
+    if (lowbit::status done = f(runs_[0], first_run_); !done) return done;
     for (const tensor& run : std::span(runs_).subspan(1)) {
       auto read = plan_.source_of(run, s_);
       if (!read) return std::move(read).error();
@@ -262,6 +264,19 @@ class conversion_plan::decision {
     v_.to = form.spec->name;
   }
 
+  /// Zero-points times scales are rounded as the file is written. (Not where they come from such a file: there they are what they were.)
+  bool rounds_zeros() const { return family() != nullptr && family()->zero == lowbit::zero_kind::scaled_floats && !plan_.had_scaled_zeros_; }
+
+  /// Adds what a form costs, with the numbers that the target itself rounds: factors of whole tensors, zero-points times scales.
+  void add_error(relative_error& error, packed_view run, packed_view form) {
+    const double factor = is_gguf() ? static_cast<double>(static_cast<float>(form.factor)) : family() != nullptr ? lowbit::stored_factor(*family(), form.factor) : form.factor;
+    rounded_ |= factor != form.factor;
+    form.factor = factor;
+    const auto zeros = rounds_zeros() ? lowbit::with_rounded_zeros(*family(), form) : std::nullopt;
+    rounded_ |= zeros.has_value();
+    error.add(run, zeros ? zeros->view() : form, threads_);
+  }
+
   /// Brings every run to the form that `make` gives it; the step stays what it was where one run has none. Adds up what it costs.
   outcome carry(auto&& make, relative_error* error) {
     const step before = s_;
@@ -273,7 +288,7 @@ class conversion_plan::decision {
       possible = form->has_value();
       if (!possible) return lowbit::done{};
       if (&part == &runs_[0]) keep((*form)->view());
-      if (error != nullptr) error->add(run, (*form)->view(), threads_);
+      if (error != nullptr) add_error(*error, run, (*form)->view());
       return lowbit::done{};
     });
     if (!read) return read.error();
@@ -294,9 +309,9 @@ class conversion_plan::decision {
   /// Floats stay what they are, but where a format is asked for; GGUF has its vectors in float32.
   outcome stay_float() {
     const bool stays = t_.is_vector || (layout() != nullptr ? is_vocabulary_matrix(t_.name) : !how_.format);
-    if (!w_.spec->is_float() || !stays) return false;
-    keep(w_);
-    if (t_.is_vector && is_gguf() && w_.spec != &lowbit::spec_of<lowbit::f32>) {
+    if (!first_run_.spec->is_float() || !stays) return false;
+    keep(first_run_);
+    if (t_.is_vector && is_gguf() && first_run_.spec != &lowbit::spec_of<lowbit::f32>) {
       s_.to = &lowbit::spec_of<lowbit::f32>;
       v_.to = "f32";
       v_.kind = fidelity::wider;
@@ -306,8 +321,8 @@ class conversion_plan::decision {
 
   /// The same values in a format of the target's.
   outcome keep_values() {
-    if (w_.spec->is_float()) return false;
-    std::vector<const format_spec*> tries = plan_.candidates(w_);
+    if (first_run_.spec->is_float()) return false;
+    std::vector<const format_spec*> tries = plan_.candidates(first_run_);
     if (layout() != nullptr && is_vocabulary_matrix(t_.name)) tries = {&lowbit::spec_of<lowbit::float16>, &lowbit::spec_of<lowbit::bfloat16>, &lowbit::spec_of<lowbit::f32>};
     if (how_.format && layout() == nullptr) {
       if (!is_gguf()) tries.clear();  // plain floats of the type that was asked for
@@ -315,12 +330,15 @@ class conversion_plan::decision {
     }
     for (const format_spec* to : tries) {
       if (nests() && !to->is_float()) continue;  // nested scales are rounded
-      packed_view form{to, w_.rows, w_.cols, nullptr, to->is_float() ? nullptr : w_.inputs, to->is_float() ? 1.0 : w_.factor};
+      packed_view form{to, t_.rows, t_.cols, nullptr, to->is_float() ? nullptr : first_run_.inputs, to->is_float() ? 1.0 : first_run_.factor};
       if (!fits(form)) {
         form.factor = 1.0;
-        if (w_.factor == 1.0 || !fits(form)) continue;
+        if (first_run_.factor == 1.0 || !fits(form)) continue;
       }
       bool codes_kept = true;
+      relative_error error;
+      rounded_ = false;
+      const bool may_round = form.factor != 1.0 || rounds_zeros();
       const outcome kept = carry(
           [&](const tensor&, packed_view run) -> made {
             auto same = carry_over(run, *to, form.factor != 1.0, threads_);
@@ -328,11 +346,12 @@ class conversion_plan::decision {
             codes_kept = codes_kept && same->codes_kept;
             return {weights{std::move(same->weights)}};
           },
-          nullptr);
+          may_round ? &error : nullptr);
       if (!kept) return kept;
       if (!*kept) continue;
       v_.codes_kept = codes_kept;
       if (!codes_kept) v_.kind = fidelity::wider;
+      if (rounded_) v_.kind = fidelity::requantised, v_.error = error.value();
       return true;
     }
     return false;
@@ -340,20 +359,20 @@ class conversion_plan::decision {
 
   /// The same codes, the scales as bitsandbytes' nested quantisation rounds them when the file is written.
   outcome nest_scales() {
-    if (!nests() || lowbit::detail::bitsandbytes_base(*w_.spec) == nullptr || w_.cols % w_.spec->block != 0) return false;
+    if (!nests() || lowbit::detail::bitsandbytes_base(*first_run_.spec) == nullptr || first_run_.cols % first_run_.spec->block != 0) return false;
     v_.kind = fidelity::requantised;
-    keep(w_);
+    keep(first_run_);
     relative_error error;  // such weights come whole
-    error.add(w_, nest(w_).view(), threads_);
+    error.add(first_run_, nest(first_run_).view(), threads_);
     v_.error = error.value();
     return true;
   }
 
   /// The same codes with rounded scales, which are closer than codes chosen anew.
   outcome round_scales() {
-    if (w_.spec->is_float() || how_.format || !is_gguf()) return false;
-    for (const format_spec* to : plan_.candidates(w_)) {
-      if (to->codes.bits() != w_.spec->codes.bits() || w_.cols % to->block != 0 || to->values.present() != w_.spec->values.present()) continue;
+    if (first_run_.spec->is_float() || how_.format || !is_gguf()) return false;
+    for (const format_spec* to : plan_.candidates(first_run_)) {
+      if (to->codes.bits() != first_run_.spec->codes.bits() || first_run_.cols % to->block != 0 || to->values.present() != first_run_.spec->values.present()) continue;
       relative_error error;
       const outcome rounded = carry(
           [&](const tensor&, packed_view run) -> made {
@@ -374,13 +393,13 @@ class conversion_plan::decision {
 
   outcome quantise_anew() {
     s_.requantise = true;
-    s_.to = plan_.fallback(t_, w_, how_);
-    if (s_.to->is_float() && is_gguf() && !w_.spec->is_float()) s_.to = &lowbit::spec_of<lowbit::float16>;
+    s_.to = plan_.fallback(t_, first_run_, how_);
+    if (s_.to->is_float() && is_gguf() && !first_run_.spec->is_float()) s_.to = &lowbit::spec_of<lowbit::float16>;
     const bool is_int8 = family() == &lowbit::bitsandbytes_int8;
     if (!lowbit::find_format(s_.to->name) && !is_int8)
       return lowbit::failure{lowbit::errc::unsupported, "tensor " + t_.name + " cannot be quantised to " + std::string{s_.to->name}};
     s_.factor = is_int8 ? lowbit::bitsandbytes_int8.constant : 1.0;
-    const packed_view form{s_.to, w_.rows, w_.cols, nullptr, nullptr, s_.factor};
+    const packed_view form{s_.to, t_.rows, t_.cols, nullptr, nullptr, s_.factor};
     if (!fits(form)) {
       const std::string why = family() != nullptr ? lowbit::cannot_hold(*family(), form).value_or("") : "it does not hold " + std::string{s_.to->name};
       return lowbit::failure{lowbit::errc::unsupported, "tensor " + t_.name + " cannot be written to " + how_.target + ": " + why};
@@ -399,7 +418,7 @@ class conversion_plan::decision {
     v_.codes_kept = false;
     v_.error = error.value();
     v_.kind = fidelity::requantised;
-    if (w_.spec->is_float() && s_.to->is_float() && v_.error == 0.0) v_.kind = w_.spec->bytes < s_.to->bytes ? fidelity::wider : fidelity::exact;
+    if (first_run_.spec->is_float() && s_.to->is_float() && v_.error == 0.0) v_.kind = first_run_.spec->bytes < s_.to->bytes ? fidelity::wider : fidelity::exact;
     return true;
   }
 
@@ -409,7 +428,8 @@ class conversion_plan::decision {
   const conversion& how_;
   thread_pool& threads_;
   const std::vector<tensor>& runs_;
-  packed_view w_;  // the first run
+  packed_view first_run_;
+  bool rounded_ = false;  // by the target, see add_error
   verdict v_;
 };
 
@@ -424,7 +444,15 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
   }
   if (how.format && p.gguf_ && !in_gguf(*how.format))
     return lowbit::failure{lowbit::errc::unsupported, "GGUF does not hold " + std::string{lowbit::spec_of_id(*how.format).name}};
+  const lowbit::checkpoint_family* const family = p.layout_ ? p.layout_->family : nullptr;
+  if (how.format && family != nullptr && (family == &lowbit::bitsandbytes_int8 || family->table != nullptr) && family->table != &lowbit::spec_of_id(*how.format))
+    return lowbit::failure{lowbit::errc::unsupported, how.target + " has a format of its own, which --format " + std::string{lowbit::spec_of_id(*how.format).name} + " is not"};
   if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
+  const auto source = lowbit::find_layout(model.layout);
+  p.had_scaled_zeros_ = source && source->family != nullptr && source->family->zero == lowbit::zero_kind::scaled_floats;
+  p.group_ = 128;
+  for (const tensor& t : model.tensors)
+    while (!t.is_vector && !is_vocabulary_matrix(t.name) && p.group_ > 32 && t.cols % p.group_ != 0) p.group_ /= 2;
   p.order_ = p.gguf_ ? rope_order::pairs : rope_order::halves;
   p.steps_.resize(model.tensors.size());
   std::unordered_map<std::string_view, std::size_t> index;
@@ -434,8 +462,19 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
       if (is_query(model.tensors[i].name)) p.steps_[i].heads = model.config.heads;
       if (is_key(model.tensors[i].name)) p.steps_[i].heads = model.config.kv_heads;
     }
-  // A down projection's inputs are gate's and up's rows: where it has them out of order and the target cannot say so, the rows move.
-  const bool says_order = p.layout_ && p.layout_->family != nullptr && !p.layout_->family->index.empty();
+  std::vector<std::optional<verdict>> decided(model.tensors.size());
+  const auto decide = [&](std::size_t i) -> lowbit::status {
+    if (decided[i]) return lowbit::done{};
+    tensor& t = model.tensors[i];
+    if (p.steps_[i].heads || !p.steps_[i].rows.empty()) t.read_rows = nullptr;  // rows that move are only there all together
+    auto v = decision::of(p, t, p.steps_[i], how, threads);
+    if (!v) return std::move(v).error();
+    decided[i] = *std::move(v);
+    return lowbit::done{};
+  };
+  // A down projection's inputs are gate's and up's rows: where it has them out of order and the target cannot say so, the rows move, unless
+  // it is quantised anew all the same.
+  const bool says_order = family != nullptr && !family->index.empty();
   for (std::size_t layer = 0; layer < model.config.layers && !model.layout.empty() && !says_order && how.target != "hf"; ++layer) {
     const std::size_t down = index.at(layer_name(layer, "ffn_down.weight"));
     auto w = model.tensors[down].read();
@@ -443,14 +482,17 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
     if (w->view().inputs == nullptr) continue;
     const std::vector<std::uint32_t> order{w->view().inputs, w->view().inputs + w->view().cols};
     p.steps_[down].forget_inputs = true;
+    if (lowbit::status s = decide(down); !s) return std::move(s).error();
+    if (decided[down]->kind == fidelity::requantised && !decided[down]->codes_kept) {
+      p.steps_[down] = {};
+      decided[down].reset();
+      continue;
+    }
     for (const char* producer : {"ffn_gate.weight", "ffn_up.weight"}) p.steps_[index.at(layer_name(layer, producer))].rows = order;
   }
-  for (std::size_t i = 0; i < model.tensors.size(); ++i)
-    if (p.steps_[i].heads || !p.steps_[i].rows.empty()) model.tensors[i].read_rows = nullptr;  // rows that move are only there all together
   for (std::size_t i = 0; i < model.tensors.size(); ++i) {
-    auto decided = decision::of(p, model.tensors[i], p.steps_[i], how, threads);
-    if (!decided) return std::move(decided).error();
-    p.verdicts_.push_back(*std::move(decided));
+    if (lowbit::status s = decide(i); !s) return std::move(s).error();
+    p.verdicts_.push_back(*std::move(decided[i]));
   }
   model.config.rope = p.order_;
   return p;

@@ -22,6 +22,7 @@ struct verdict {
   std::string tensor, from, to;      ///< its GGUF name; the formats
   fidelity kind = fidelity::exact;
   bool codes_kept = true;            ///< although scales may have been rounded
+  bool rows_moved = false;           ///< rows, or the inputs that they are for, were put in another order
   double error = 0.0;                ///< |new - old| / |old|, over the whole tensor
 };
 
@@ -60,7 +61,8 @@ class conversion_plan {
   const lowbit::format_spec* fallback(const tensor& t, const lowbit::packed_view& w, const conversion& how) const;
 
   std::optional<lowbit::checkpoint_layout> layout_;   // nothing: GGUF or plain floats
-  bool gguf_ = false;
+  bool gguf_ = false, had_scaled_zeros_ = false;
+  std::size_t group_ = 0;                             // of matrices that are quantised anew by groups: one that divides all
   rope_order order_ = rope_order::pairs;
   std::vector<step> steps_;                           // of the model's tensors, in their order
   std::vector<verdict> verdicts_;

@@ -131,25 +131,20 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
   };
   std::vector<part_file> files(1);
   std::size_t done = 0, total_source = 0, total_parts = 0, written = 0;
-  const lowbit::format_spec* codes = nullptr;  // of the first quantised matrix: what the configuration speaks of
-  std::size_t cols = 0;
-  bool act_order = false;
+  std::vector<lowbit::quantised_module> quantised;
   std::vector<std::string> left_alone;
   const lowbit::format_spec* floats = nullptr;  // of the widest float matrix: the type that loaders are told
   for (const tensor& t : model.tensors) {
     const lowbit::packed_view form = forms(t);
     const auto declared = parts_of(t, form, layout);
     if (!declared) return declared.error();
+    const std::string name = hf_name(t.name).value_or(t.name), module = name.substr(0, name.rfind('.'));
     if (!form.spec->is_float()) {
-      if (codes == nullptr) codes = form.spec, cols = form.cols;
-      act_order |= form.inputs != nullptr;
+      quantised.push_back({module, form.spec, form.cols, form.inputs != nullptr});
     } else if (!t.is_vector && (floats == nullptr || form.spec->bytes > floats->bytes)) {
       floats = form.spec;
     }
-    if (form.spec->is_float() && !t.is_vector && t.name != "token_embd.weight") {
-      const std::string name = hf_name(t.name).value_or(t.name);
-      left_alone.push_back(name.substr(0, name.rfind('.')));
-    }
+    if (form.spec->is_float() && !t.is_vector && t.name != "token_embd.weight") left_alone.push_back(module);
     std::size_t bytes = 0;
     for (const auto& p : *declared) bytes += bytes_of(p.declaration);
     if (files.back().bytes != 0 && files.back().bytes + bytes > file_limit) files.emplace_back();
@@ -158,6 +153,14 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     for (const auto& p : *declared) files.back().declarations.push_back(p.declaration);
     total_source += t.bytes;
     total_parts += bytes;
+  }
+  const bool tied = model.find("output.weight") == nullptr;
+  if (tied) left_alone.emplace_back("lm_head");  // loaders build one over the embedding
+  std::optional<std::string> quantisation;
+  if (layout && !quantised.empty()) {
+    auto text = lowbit::quantization_config(*layout, quantised, left_alone);
+    if (!text) return std::move(text).error();
+    quantisation = *std::move(text);
   }
 
   nlohmann::json where = nlohmann::json::object();
@@ -180,8 +183,6 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     written += writer->written();
     if (auto s = writer->commit(); !s) return std::move(s).error();
   }
-  const bool tied = model.find("output.weight") == nullptr;
-  if (tied) left_alone.emplace_back("lm_head");  // loaders build one over the embedding
 
   // Configuration and tokeniser: the source's own where it has them, with what changed.
   const fs::path own{model.folder};
@@ -197,8 +198,7 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
   }
   config.erase("dtype");
   config["torch_dtype"] = floats == nullptr || floats == &lowbit::spec_of<lowbit::f32> ? "float32" : floats == &lowbit::spec_of<lowbit::float16> ? "float16" : "bfloat16";
-  if (layout && codes != nullptr)
-    config["quantization_config"] = nlohmann::json::parse(lowbit::quantization_config(*layout, *codes, cols, act_order, left_alone));
+  if (quantisation) config["quantization_config"] = nlohmann::json::parse(*quantisation);
   for (const auto& note : model.notes.entries()) config["lowbit"][note.key] = json_of(note.value);
   std::vector<std::pair<const char*, nlohmann::json>> texts;
   if (files.size() > 1)

@@ -57,6 +57,9 @@ inline result<quantisation_config> read_quantisation_config(const nlohmann::orde
   const auto number = [](const nlohmann::ordered_json& o, const char* key) { return o.is_object() && o.contains(key) ? detail::json_size(o[key]).value_or(0) : 0; };
   const auto either = [&](const char* a, const char* b) { return text(j, a).empty() ? text(j, b) : text(j, a); };
   if (!j.is_object()) return failure{errc::malformed, "quantization_config is not an object"};
+  const auto is_set = [&](const char* key) { return j.contains(key) && !j[key].empty() && j[key] != "" && j[key] != false; };  // null is empty
+  for (const char* key : {"rotation", "transform_config"})  // activations are turned as well, by what is in no tensor
+    if (is_set(key)) return failure{errc::unsupported, std::string("checkpoints with ") + key + " in their quantization_config are not read"};
   c.method = either("quant_method", "method");
   c.hints.bits = static_cast<unsigned>(std::min<std::uint64_t>(std::max(number(j, "bits"), number(j, "w_bit")), 64));
   c.hints.group = static_cast<std::size_t>(std::max(number(j, "group_size"), number(j, "q_group_size")));
@@ -135,48 +138,114 @@ std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std
   return first;
 }
 
-/// The `quantization_config` that loaders look for in config.json, as JSON text. `s` is the format of the matrices; `act_order` says that
-/// some have their columns in another order, `modules_not_quantised` which stay floats.
-inline std::string quantization_config(const checkpoint_layout& layout, const format_spec& s, std::size_t cols, bool act_order,
-                                       const std::vector<std::string>& modules_not_quantised) {
+/// A quantised matrix, as `quantization_config` speaks of it.
+struct quantised_module {
+  std::string name;                    ///< without ".weight"
+  const format_spec* format = nullptr;
+  std::size_t cols = 0;
+  bool act_order = false;              ///< its columns are in another order
+};
+
+namespace detail {
+/// What loaders are told of matrices that are alike.
+struct module_kind {
+  unsigned bits = 0;
+  std::int64_t group = 0;  ///< -1: one scale a row
+  bool symmetric = true, act_order = false;
+  std::vector<std::string> names;
+
+  [[nodiscard]] bool same(const module_kind& k) const noexcept {
+    return bits == k.bits && group == k.group && symmetric == k.symmetric && act_order == k.act_order;
+  }
+};
+
+/// The kinds, the one of most matrices first. `alike`: whether there are zero-points, and an order of columns, is said once for all.
+inline std::vector<module_kind> kinds_of(std::span<const quantised_module> modules, bool alike) {
+  const bool any_zeros = std::any_of(modules.begin(), modules.end(), [](const auto& m) { return m.format->zero_point.present(); });
+  const bool any_order = std::any_of(modules.begin(), modules.end(), [](const auto& m) { return m.act_order; });
+  std::vector<module_kind> kinds;
+  for (const quantised_module& m : modules) {
+    module_kind k{m.format->codes.bits(), static_cast<std::int64_t>(m.format->block), !(alike ? any_zeros : m.format->zero_point.present()),
+                  alike ? any_order : m.act_order, {}};
+    // A row of one group is also one of the groups that other matrices have.
+    const bool among_groups = std::any_of(modules.begin(), modules.end(), [&](const auto& other) { return other.format->block == m.format->block && other.format->block < other.cols; });
+    if (m.format->block >= m.cols && !among_groups) k.group = -1;
+    auto known = std::find_if(kinds.begin(), kinds.end(), [&](const module_kind& other) { return other.same(k); });
+    if (known == kinds.end()) known = kinds.insert(kinds.end(), k);
+    known->names.push_back(m.name);
+  }
+  std::stable_sort(kinds.begin(), kinds.end(), [](const auto& a, const auto& b) { return a.names.size() > b.names.size(); });
+  return kinds;
+}
+
+/// A regular expression that only this name matches.
+inline std::string pattern_of(std::string_view name) {
+  std::string pattern = "^";
+  for (const char c : name) pattern.append(c == '.' ? "\\" : "") += c;
+  return pattern + '$';
+}
+}  // namespace detail
+
+/// The `quantization_config` that loaders look for in config.json, as JSON text. Loaders go by it, not by the tensors' shapes: matrices that
+/// differ are named (compressed-tensors: config_groups; GPTQModel: dynamic). Fails (unsupported), naming one, where the layout has one form for
+/// all. `not_quantised`: modules that stay floats. Expects a module.
+inline result<std::string> quantization_config(const checkpoint_layout& layout, std::span<const quantised_module> modules, const std::vector<std::string>& not_quantised) {
+  LOWBIT_EXPECTS(!modules.empty());
   const std::string_view name = layout.name;
-  const unsigned bits = s.codes.bits();
-  const bool symmetric = !s.zero_point.present();
-  const auto group = static_cast<std::int64_t>(s.block >= cols ? -1 : static_cast<std::int64_t>(s.block));
+  const checkpoint_family* const family = layout.family;
   nlohmann::ordered_json c;
-  if (layout.family == nullptr || layout.family == &bitsandbytes_int8) {
-    const bool four = layout.family == nullptr;
+  if (family == nullptr || family == &bitsandbytes_int8) {  // the tensors say the rest
+    const bool four = family == nullptr;
     c = {{"quant_method", "bitsandbytes"}, {"load_in_4bit", four}, {"load_in_8bit", !four}, {"llm_int8_threshold", 6.0},
-         {"llm_int8_skip_modules", modules_not_quantised}, {"llm_int8_enable_fp32_cpu_offload", false}, {"llm_int8_has_fp16_weight", false}};
+         {"llm_int8_skip_modules", not_quantised}, {"llm_int8_enable_fp32_cpu_offload", false}, {"llm_int8_has_fp16_weight", false}};
     if (four) {
+      const format_spec& s = *modules[0].format;
       const format_spec* const base = detail::bitsandbytes_base(s);
       c["bnb_4bit_quant_type"] = base != nullptr ? base->name : s.name;
       c["bnb_4bit_use_double_quant"] = layout.nested;
       c["bnb_4bit_compute_dtype"] = "float32";
       c["bnb_4bit_quant_storage"] = "uint8";
     }
-  } else if (layout.family->method == "gptq") {
-    c = {{"quant_method", "gptq"}, {"bits", bits}, {"group_size", group}, {"desc_act", act_order}, {"sym", symmetric}, {"lm_head", false},
-         {"checkpoint_format", name}, {"format", name}, {"method", "gptq"}, {"pack_dtype", "int32"}, {"modules_to_not_convert", modules_not_quantised}};
-  } else if (layout.family->method == "awq") {
-    c = {{"quant_method", "awq"}, {"bits", bits}, {"group_size", group}, {"zero_point", true},
-         {"version", name == "awq" ? "gemm" : name == "awq_gemv" ? "gemv" : name == "llm_awq" ? "llm-awq" : "gemv_fast"}, {"modules_to_not_convert", modules_not_quantised}};
-  } else if (layout.family->method == "compressed-tensors") {
-    nlohmann::ordered_json weights = {{"num_bits", bits}, {"type", layout.family->table != nullptr ? "float" : "int"}, {"symmetric", symmetric},
-                                      {"dynamic", false}, {"observer", "minmax"}};
-    if (name == "compressed-tensors-nvfp4") weights["strategy"] = "tensor_group", weights["group_size"] = 16;
-    else if (name == "compressed-tensors-mxfp4") weights["strategy"] = "group", weights["group_size"] = 32;
-    else if (group < 0) weights["strategy"] = "channel";
-    else weights["strategy"] = "group", weights["group_size"] = group;
-    if (act_order) weights["actorder"] = "group";
+    return c.dump(2);
+  }
+  if (family->method != "gptq" && family->method != "awq" && family->method != "compressed-tensors") {
+    c = {{"quant_method", family->method}, {"modules_to_not_convert", not_quantised}};
+    if (family->method == "modelopt") c["quant_algo"] = "NVFP4", c["ignore"] = not_quantised;
+    return c.dump(2);
+  }
+  const std::vector<detail::module_kind> kinds = detail::kinds_of(modules, family->method != "compressed-tensors");
+  const detail::module_kind& most = kinds[0];
+  if (family->method == "gptq") {
+    c = {{"quant_method", "gptq"}, {"bits", most.bits}, {"group_size", most.group}, {"desc_act", most.act_order}, {"sym", most.symmetric}, {"lm_head", false},
+         {"checkpoint_format", name}, {"format", name}, {"method", "gptq"}, {"pack_dtype", "int32"}, {"modules_to_not_convert", not_quantised}};
+    for (std::size_t i = 1; i < kinds.size(); ++i)
+      for (const std::string& module : kinds[i].names)
+        c["dynamic"]["+:" + detail::pattern_of(module)] = {{"bits", kinds[i].bits}, {"group_size", kinds[i].group}};
+  } else if (family->method == "awq") {
+    if (kinds.size() > 1)
+      return failure{errc::unsupported, std::string(name) + " has one group size for all matrices, but '" + most.names[0] + "' has " + std::to_string(most.group) +
+                                            " and '" + kinds[1].names[0] + "' " + std::to_string(kinds[1].group)};
+    c = {{"quant_method", "awq"}, {"bits", most.bits}, {"group_size", most.group}, {"zero_point", true},
+         {"version", name == "awq" ? "gemm" : name == "awq_gemv" ? "gemv" : name == "llm_awq" ? "llm-awq" : "gemv_fast"}, {"modules_to_not_convert", not_quantised}};
+  } else {
+    nlohmann::ordered_json groups;
+    for (std::size_t i = 0; i < kinds.size(); ++i) {
+      const detail::module_kind& k = kinds[i];
+      nlohmann::ordered_json weights = {{"num_bits", k.bits}, {"type", family->table != nullptr ? "float" : "int"}, {"symmetric", k.symmetric},
+                                        {"dynamic", false}, {"observer", "minmax"}};
+      if (name == "compressed-tensors-nvfp4") weights["strategy"] = "tensor_group", weights["group_size"] = 16;
+      else if (name == "compressed-tensors-mxfp4") weights["strategy"] = "group", weights["group_size"] = 32;
+      else if (k.group < 0) weights["strategy"] = "channel";
+      else weights["strategy"] = "group", weights["group_size"] = k.group;
+      if (k.act_order) weights["actorder"] = "group";
+      nlohmann::ordered_json targets = k.names;
+      if (kinds.size() == 1) targets = {"Linear"};
+      groups["group_" + std::to_string(i)] = {{"targets", targets}, {"weights", weights}, {"input_activations", nullptr}, {"output_activations", nullptr}};
+    }
     const char* const format = name == "compressed-tensors-int" ? "int-quantized" : name == "compressed-tensors-nvfp4" ? "nvfp4-pack-quantized"
                                : name == "compressed-tensors-mxfp4" ? "mxfp4-pack-quantized" : "pack-quantized";
-    c = {{"quant_method", "compressed-tensors"}, {"format", format}, {"quantization_status", "compressed"},
-         {"config_groups", {{"group_0", {{"targets", {"Linear"}}, {"weights", weights}, {"input_activations", nullptr}, {"output_activations", nullptr}}}}},
-         {"ignore", modules_not_quantised}, {"kv_cache_scheme", nullptr}};
-  } else {
-    c = {{"quant_method", layout.family->method}, {"modules_to_not_convert", modules_not_quantised}};
-    if (layout.family->method == "modelopt") c["quant_algo"] = "NVFP4", c["ignore"] = modules_not_quantised;
+    c = {{"quant_method", "compressed-tensors"}, {"format", format}, {"quantization_status", "compressed"}, {"config_groups", groups},
+         {"ignore", not_quantised}, {"kv_cache_scheme", nullptr}};
   }
   return c.dump(2);
 }

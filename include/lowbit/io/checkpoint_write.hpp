@@ -52,6 +52,36 @@ inline std::optional<std::string> cannot_hold(const checkpoint_family& f, const 
   return std::nullopt;
 }
 
+/// A factor for a whole tensor as the family stores it: a float32, or the reciprocal of one.
+inline double stored_factor(const checkpoint_family& f, double factor) noexcept {
+  const auto rounded = [](double v) { return static_cast<double>(static_cast<float>(v)); };
+  return f.factor.empty() ? factor : f.factor_divides ? 1.0 / rounded(1.0 / factor) : rounded(factor);
+}
+
+/// The weights, as float32, that a family means whose zero-points are stored as f16(-(scale * zero-point)), where that is rounded for one of
+/// these; nothing where every value stays what it is. Expects what cannot_hold lets pass.
+inline std::optional<packed_matrix> with_rounded_zeros(const checkpoint_family& f, const packed_view& w) {
+  const format_spec& s = *w.spec;
+  if (f.zero != zero_kind::scaled_floats || !s.zero_point.present()) return std::nullopt;
+  packed_matrix out(spec_of<f32>, w.rows, w.cols);
+  std::vector<std::uint8_t> codes(s.row_blocks(w.cols) * s.block);
+  bool same = true;
+  for (std::size_t r = 0; r < w.rows; ++r) {
+    read_row_codes(s, w.row(r), w.cols, codes.data());
+    for (std::size_t b = 0; b < s.row_blocks(w.cols); ++b) {
+      const std::uint8_t* const block = w.row(r) + b * s.bytes;
+      const float scale = read_scalar(s.scale, block), product = -(scale * static_cast<float>(s.zero_point.raw(block, 0))), zero = to_float(to_f16(product));
+      same = same && zero == product;
+      for (std::size_t c = b * s.block; c < std::min<std::size_t>((b + 1) * s.block, w.cols); ++c) {
+        const float value = scale * static_cast<float>(codes[c]) + zero;
+        std::memcpy(out.row(r) + c * sizeof value, &value, sizeof value);
+      }
+    }
+  }
+  if (same) return std::nullopt;
+  return out;
+}
+
 /// The tensors of weight `module` (without ".weight"). With `w.data` null, their declarations only. Fails (unsupported) as cannot_hold
 /// says, and (bad_value) where a zero-point has no stored form: 0 in GPTQ's first version.
 inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& module, const packed_view& w, const checkpoint_family& f) {
@@ -103,7 +133,7 @@ inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& 
     std::memcpy(extents, both, 16);
   }
   if (factor != nullptr) {
-    const auto value = static_cast<float>(f.factor_divides ? 1.0 / w.factor : w.factor);
+    const auto value = static_cast<float>(f.factor_divides ? 1.0 / w.factor : w.factor);  // see stored_factor
     std::memcpy(factor, &value, 4);
   }
 
