@@ -58,6 +58,12 @@ TEST_CASE("an importance matrix is written, both kinds, and quantised by") {
     CAPTURE(name);
     CHECK((entry.second != nearest.at(name)) == (name.find("blk.") == 0 && name.find("norm") == std::string::npos));
   }
+  // A budget chooses formats by itself.
+  const outcome within = run("quantise --json " + model + " " + folder / "within.gguf" + " --budget 7" + calibration);
+  CAPTURE(within.err);
+  REQUIRE(within.code == 0);
+  const auto spent = nlohmann::json::parse(within.out);
+  CHECK(spent["arithmetic_bytes"].get<double>() <= 7.0 / 8 * spent["parameters"].get<double>());
   check_refused("imatrix " + model + " " + folder / "x.gguf", {"--calibration"});
   check_refused("quantise " + model + " " + folder / "x.gguf" + with + folder / "missing", {"missing"});
   check_refused("quantise " + model + " " + folder / "x.gguf" + with + text, {"text.txt"});
