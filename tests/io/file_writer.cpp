@@ -43,6 +43,32 @@ TEST_CASE("an old file stays until the new one is whole") {
   CHECK(read_all(folder / "f") == bytes{'o', 'l', 'd'});
 }
 
+TEST_CASE("a temporary is a new file: neither a link that has its name nor another writer's is written into") {
+  const scratch_folder folder;
+  const std::string name = ".f.partial-" + std::to_string(::getpid());
+  write_all(folder / "victim", "kept");
+  std::filesystem::create_symlink(folder / "victim", folder / name);
+  {
+    auto one = file_writer::create(folder / "f"), two = file_writer::create(folder / "f");
+    REQUIRE((one && two));
+    REQUIRE(one->append(std::string_view("one")));
+    REQUIRE(two->append(std::string_view("two")));
+    REQUIRE(one->commit());
+    CHECK(read_all(folder / "f") == bytes{'o', 'n', 'e'});
+    REQUIRE(two->commit());
+    CHECK(read_all(folder / "f") == bytes{'t', 'w', 'o'});
+  }
+  CHECK(read_all(folder / "victim") == bytes{'k', 'e', 'p', 't'});
+  CHECK(folder.files() == 3);  // the link stays
+
+  for (int i = 1; i < 100; ++i) write_all(folder / (name + "-" + std::to_string(i)), "");
+  const auto full = file_writer::create(folder / "f");
+  REQUIRE(!full);
+  CHECK(full.error().kind == errc::io);
+  CHECK_MESSAGE(full.error().message.find(name) != std::string::npos, full.error().message);
+  CHECK(read_all(folder / "f") == bytes{'t', 'w', 'o'});
+}
+
 TEST_CASE("places that cannot be written are refused by name") {
   const scratch_folder folder;
   const auto missing = file_writer::create(folder / "no/such/folder/f");

@@ -1,7 +1,8 @@
 // Writing a file so that its name either has the whole content or is not touched.
 //
-// Bytes go to a temporary file beside the target (`.NAME.partial-PID`); commit() flushes it to the disk and renames it. A writer that
-// is destroyed without commit removes the temporary. A program that is ended by a signal calls remove_partial_files() from its handler.
+// Bytes go to a new temporary file beside the target (`.NAME.partial-PID`, with a number where that is taken); commit() flushes it to the
+// disk and renames it. A writer that is destroyed without commit removes the temporary. A program that is ended by a signal calls
+// remove_partial_files() from its handler.
 #pragma once
 
 #include <lowbit/io/mapped_file.hpp>
@@ -99,8 +100,15 @@ class file_writer {
       return failure{errc::io, "cannot write " + target.string() + ": it is no regular file"};
     file_writer w;
     w.target_ = target;
-    w.partial_ = target.parent_path() / ("." + target.filename().string() + ".partial-" + std::to_string(::getpid()));
-    w.fd_ = ::open(w.partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    // What has the name already (a link that somebody put there, another writer's file) is not ours to write into: O_EXCL takes neither.
+    const std::string name = "." + target.filename().string() + ".partial-" + std::to_string(::getpid());
+    for (int taken = 0; taken < most_taken; ++taken) {
+      w.partial_ = target.parent_path() / (taken == 0 ? name : name + "-" + std::to_string(taken));
+      w.fd_ = ::open(w.partial_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+      if (w.fd_ >= 0 || errno != EEXIST) break;
+    }
+    if (w.fd_ < 0 && errno == EEXIST)
+      return failure{errc::io, "cannot write " + target.string() + ": " + std::to_string(most_taken) + " temporary files " + name + "* are there already"};
     if (w.fd_ < 0) return detail::system_failure("cannot write", target);
     w.remembered_ = partial_path(w.partial_);
     w.buffer_.reserve(buffer_bytes);
@@ -151,6 +159,7 @@ class file_writer {
 
  private:
   static constexpr std::size_t buffer_bytes = std::size_t{1} << 20;
+  static constexpr int most_taken = 100;  // names of temporaries that are tried
 
   file_writer() = default;
   void swap(file_writer& other) noexcept {
