@@ -5,8 +5,12 @@
 
 #include <doctest/doctest.h>
 
+#include <csignal>
 #include <functional>
 #include <random>
+
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 using namespace lowbit;
 using namespace lowbit::test;
@@ -220,6 +224,92 @@ TEST_CASE("a model over several files is read as one, whatever the parts") {
       CHECK(reinterpret_cast<std::uintptr_t>(all->bytes().data()) % 64 == 0);
     }
   }
+}
+
+namespace {
+/// `parts` files of one tensor of 4 bytes each, the last of which has `last` of them.
+result<gguf_split_writer> begin_parts(const std::filesystem::path& prefix, std::size_t parts, std::uint64_t last = 1) {
+  std::vector<gguf_tensor> tensors;
+  for (std::size_t i = 0; i < parts; ++i) tensors.push_back({"t" + std::to_string(i), 0, {i + 1 == parts ? last : 1}, {}});
+  return gguf_split_writer::create(prefix, {}, tensors, 4);
+}
+}  // namespace
+
+TEST_CASE("more parts than files may be open are written, and a signal's handler removes them all") {
+  constexpr std::size_t parts = 150;
+  const scratch_folder folder;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const rlimit few{24, 24};
+    ::setrlimit(RLIMIT_NOFILE, &few);
+    {
+      auto stopped = begin_parts(folder / "stopped", parts);
+      if (!stopped) ::_exit(1);
+      for (std::size_t i = 0; i < parts; ++i)
+        if (!stopped->append(bytes(4, 1)) || folder.files() != i + 1) ::_exit(2);
+      remove_partial_files();  // as a signal handler would
+      if (folder.files() != 0) ::_exit(3);
+    }
+    auto kept = begin_parts(folder / "kept", parts);
+    for (std::size_t i = 0; i < parts; ++i)
+      if (!kept || !kept->append(bytes(4, static_cast<std::uint8_t>(i)))) ::_exit(4);
+    ::_exit(kept->commit() ? 0 : 5);
+  }
+  int state = 0;
+  ::waitpid(child, &state, 0);
+  REQUIRE(WIFEXITED(state));
+  CHECK(WEXITSTATUS(state) == 0);
+  CHECK(folder.files() == parts);
+  const auto g = gguf_model::open(folder / gguf_split_name("kept", 0, parts));
+  REQUIRE_MESSAGE(g, g.error().message);
+  REQUIRE(g->tensors().size() == parts);
+  CHECK(g->map(g->tensors()[149])->bytes()[0] == 149);
+}
+
+TEST_CASE("where a part cannot be written or named, no part is there") {
+  const scratch_folder folder;
+  {
+    std::filesystem::create_directories(folder / gguf_split_name("m", 2, 3));  // in the way of the third
+    auto w = begin_parts(folder / "m", 2);
+    CHECK(w);
+    w = begin_parts(folder / "m", 3);
+    REQUIRE(w);
+    REQUIRE(w->append(bytes(4, 1)));
+    REQUIRE(w->append(bytes(4, 2)));
+    const status s = w->append(bytes(4, 3));
+    REQUIRE(!s);
+    CHECK(s.error().message.find("m-00003-of-00003.gguf") != std::string::npos);
+    std::filesystem::remove(folder / gguf_split_name("m", 2, 3));
+    REQUIRE(w->append(bytes(4, 3)));
+    std::filesystem::create_directories(folder / gguf_split_name("m", 1, 3));  // when the first is renamed already
+    const status renamed = w->commit();
+    REQUIRE(!renamed);
+    CHECK(renamed.error().message.find("m-00002-of-00003.gguf") != std::string::npos);
+    CHECK(!std::filesystem::exists(folder / gguf_split_name("m", 0, 3)));
+  }
+  std::filesystem::remove(folder / gguf_split_name("m", 1, 3));
+  CHECK(folder.files() == 0);
+
+  // A file of at most 1 MiB stands for a full disk.
+  {
+    auto w = begin_parts(folder / "m", 3, 1 << 20);
+    REQUIRE(w);
+    REQUIRE(w->append(bytes(4, 1)));
+    REQUIRE(w->append(bytes(4, 2)));
+    rlimit before{};
+    ::getrlimit(RLIMIT_FSIZE, &before);
+    const rlimit full{1 << 20, before.rlim_max};
+    const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+    ::setrlimit(RLIMIT_FSIZE, &full);
+    const status s = w->append(bytes(4 << 20, 3));
+    ::setrlimit(RLIMIT_FSIZE, &before);
+    std::signal(SIGXFSZ, handler);
+    CHECK(!s);
+  }
+  CHECK(folder.files() == 0);
+  CHECK(gguf_split_writer::create(folder / "m", {}, {{"w", 0, {1}, {}}, {"w", 0, {1}, {}}}, 4).error().message.find("'w' is declared twice") != std::string::npos);
+  CHECK(!gguf_split_writer::create(folder / "m", {}, {{"w", 0, {1}, {}}, {std::string(64, 'n'), 0, {1}, {}}}, 4));
+  CHECK(folder.files() == 0);
 }
 
 TEST_CASE("parts that are missing, strange, or out of place are refused by name") {

@@ -8,25 +8,23 @@
 #include <lowbit/io/mapped_file.hpp>
 
 #include <atomic>
-#include <array>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include <sys/syscall.h>
 
 namespace lowbit {
 
 namespace detail {
-/// Names of the temporaries that exist now, where a signal handler can read them.
-struct partial_files {
-  static constexpr std::size_t most = 64;
-  struct entry {
-    std::atomic<bool> used{false}, ready{false};
-    std::array<char, 1024> path{};
-  };
-  static std::array<entry, most>& all() {
-    static std::array<entry, most> entries;
-    return entries;
-  }
+/// The name of a temporary that exists now, in a list that a signal handler can walk: entries are added in front and never freed, only used
+/// again, and for a name that needs no new memory.
+struct partial_file {
+  std::atomic<bool> used{true}, ready{false};
+  std::string path;
+  partial_file* next = nullptr;
+
+  inline static constinit std::atomic<partial_file*> first{nullptr};
 };
 
 /// Removes a folder and the files in it by system calls alone, since the C library's functions for folders allocate.
@@ -51,24 +49,26 @@ inline void remove_folder(const char* path) noexcept {
 
 /// Removes the temporaries of all open writers, and what else is a partial_path. Safe to call from a signal handler.
 inline void remove_partial_files() noexcept {
-  for (auto& e : detail::partial_files::all())
-    if (e.ready.load() && ::unlink(e.path.data()) != 0) detail::remove_folder(e.path.data());
+  for (const auto* e = detail::partial_file::first.load(); e != nullptr; e = e->next)
+    if (e->ready.load() && ::unlink(e->path.c_str()) != 0) detail::remove_folder(e->path.c_str());
 }
 
 /// A file, or a folder of files, that remove_partial_files() removes while this object lives. Movable.
 class partial_path {
  public:
   partial_path() = default;
-  explicit partial_path(const std::filesystem::path& path) noexcept {
-    const char* const text = path.c_str();
-    const std::size_t size = std::strlen(text) + 1;
-    for (auto& e : detail::partial_files::all()) {
-      if (size > e.path.size() || e.used.exchange(true)) continue;
-      std::memcpy(e.path.data(), text, size);
-      e.ready = true;
-      entry_ = &e;
-      return;
-    }
+  explicit partial_path(const std::filesystem::path& path) {
+    auto& first = detail::partial_file::first;
+    entry_ = first.load();
+    while (entry_ != nullptr && (entry_->used.load() || entry_->path.capacity() < path.native().size() || entry_->used.exchange(true)))
+      entry_ = entry_->next;
+    const bool is_new = entry_ == nullptr;
+    if (is_new) entry_ = new detail::partial_file;
+    entry_->path = path.native();
+    entry_->ready = true;
+    if (!is_new) return;
+    entry_->next = first.load();
+    while (!first.compare_exchange_weak(entry_->next, entry_)) {}
   }
   partial_path(partial_path&& other) noexcept : entry_(std::exchange(other.entry_, nullptr)) {}
   partial_path& operator=(partial_path&& other) noexcept {
@@ -82,7 +82,7 @@ class partial_path {
   }
 
  private:
-  detail::partial_files::entry* entry_ = nullptr;
+  detail::partial_file* entry_ = nullptr;
 };
 
 /// Movable. Not for several threads at once.
@@ -103,8 +103,9 @@ class file_writer {
     // What has the name already (a link that somebody put there, another writer's file) is not ours to write into: O_EXCL takes neither.
     const std::string name = "." + target.filename().string() + ".partial-" + std::to_string(::getpid());
     for (int taken = 0; taken < most_taken; ++taken) {
-      w.partial_ = target.parent_path() / (taken == 0 ? name : name + "-" + std::to_string(taken));
-      w.fd_ = ::open(w.partial_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+      auto path = target.parent_path() / (taken == 0 ? name : name + "-" + std::to_string(taken));
+      w.fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+      if (w.fd_ >= 0) w.partial_ = std::move(path);
       if (w.fd_ >= 0 || errno != EEXIST) break;
     }
     if (w.fd_ < 0 && errno == EEXIST)
@@ -124,8 +125,8 @@ class file_writer {
 
   /// Appends bytes. After a failure (disk full, …) every later call fails as well.
   status append(std::span<const std::uint8_t> bytes) {
-    LOWBIT_EXPECTS(fd_ >= 0);
     if (problem_) return *problem_;
+    LOWBIT_EXPECTS(fd_ >= 0);
     written_ += bytes.size();
     if (buffer_.size() + bytes.size() <= buffer_bytes) {
       buffer_.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
@@ -142,18 +143,35 @@ class file_writer {
   }
   [[nodiscard]] std::size_t written() const noexcept { return written_; }
 
+  /// Flushes the file to the disk and closes it: whole, but under its temporary name until commit().
+  status finish() {
+    LOWBIT_EXPECTS(!partial_.empty());
+    if (problem_) return *problem_;
+    if (fd_ < 0) return done{};
+    if (status flushed = flush(); !flushed) return flushed;
+    std::string().swap(buffer_);  // many files may wait for their names
+    if (::fsync(fd_) != 0 && errno != EINVAL) return fail("cannot write");
+    if (::close(std::exchange(fd_, -1)) != 0) return fail("cannot write");
+    return done{};
+  }
   /// Makes the file appear under its name.
   status commit() {
-    LOWBIT_EXPECTS(fd_ >= 0);
-    if (status flushed = flush(); !flushed) return flushed;
-    if (::fsync(fd_) != 0 && errno != EINVAL) return fail("cannot write");
-    if (::close(std::exchange(fd_, -1)) != 0 || ::rename(partial_.c_str(), target_.c_str()) != 0) {
-      const failure f = detail::system_failure("cannot write", target_);
-      ::unlink(partial_.c_str());
-      remembered_ = {};
-      return f;
-    }
+    if (status finished = finish(); !finished) return finished;
+    if (::rename(partial_.c_str(), target_.c_str()) != 0) return fail("cannot write");
+    partial_.clear();
     remembered_ = {};
+    return done{};
+  }
+  /// Makes files that belong together appear, none before all are whole. Where one cannot, those that had appeared are removed again: a part
+  /// that is missing is found out, new ones beside old ones are not.
+  static status commit_all(std::vector<file_writer> files) {
+    for (file_writer& f : files)
+      if (status s = f.finish(); !s) return s;
+    for (std::size_t i = 0; i < files.size(); ++i)
+      if (status s = files[i].commit(); !s) {
+        while (i-- > 0) ::unlink(files[i].target_.c_str());
+        return s;
+      }
     return done{};
   }
 
@@ -172,9 +190,10 @@ class file_writer {
     std::swap(remembered_, other.remembered_);
   }
   void abandon() noexcept {
-    if (fd_ < 0) return;
-    ::close(std::exchange(fd_, -1));
+    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+    if (partial_.empty()) return;
     ::unlink(partial_.c_str());
+    partial_.clear();
     remembered_ = {};
   }
   status fail(const std::string& what) {

@@ -12,6 +12,23 @@ class gguf_writer : public tensor_stream {
   /// Writes the header. Of each tensor name, type and dims count. Fails where a name or shape is not valid, or the file cannot be written.
   static result<gguf_writer> create(const std::filesystem::path& target, const gguf_metadata& metadata,
                                     const std::vector<gguf_tensor>& tensors) {
+    const auto plan = lay_out(metadata, tensors);
+    if (!plan) return plan.error();
+    return open(target, *plan);
+  }
+
+ private:
+  friend class gguf_split_writer;
+  /// What a file begins with and which tensors follow.
+  struct layout {
+    std::string head;
+    std::vector<tensor_bytes> tensors;
+    std::size_t alignment;
+  };
+
+  explicit gguf_writer(tensor_stream stream) : tensor_stream(std::move(stream)) {}
+
+  static result<layout> lay_out(const gguf_metadata& metadata, const std::vector<gguf_tensor>& tensors) {
     const std::size_t alignment = metadata.find<std::uint32_t>("general.alignment").value_or(32);
     if (alignment == 0 || (alignment & (alignment - 1)) != 0) return failure{errc::bad_value, "general.alignment is not a power of two"};
     std::string head = "GGUF";
@@ -38,13 +55,13 @@ class gguf_writer : public tensor_stream {
       offset = round_up(static_cast<std::size_t>(offset) + *bytes, alignment);
       pending.push_back({t.name, *bytes});
     }
-    auto stream = begin(target, head, std::move(pending), alignment);
+    return layout{std::move(head), std::move(pending), alignment};
+  }
+  static result<gguf_writer> open(const std::filesystem::path& target, const layout& plan) {
+    auto stream = begin(target, plan.head, plan.tensors, plan.alignment);
     if (!stream) return std::move(stream).error();
     return gguf_writer(*std::move(stream));
   }
-
- private:
-  explicit gguf_writer(tensor_stream stream) : tensor_stream(std::move(stream)) {}
 
   template <class T>
   static void put(std::string& out, T value) {
@@ -79,18 +96,20 @@ class gguf_writer : public tensor_stream {
   }
 };
 
-/// The same in several files, which gguf_model and llama.cpp read as one: as many tensors in each as fit.
+/// The same in several files, which gguf_model and llama.cpp read as one: as many tensors in each as fit. One is open at a time, and none
+/// has its name before all are whole.
 class gguf_split_writer {
  public:
   /// Files prefix-00001-of-….gguf beside each other, none with more than `most_bytes` of tensors unless a single one is larger.
   static result<gguf_split_writer> create(const std::filesystem::path& prefix, const gguf_metadata& metadata,
                                           const std::vector<gguf_tensor>& tensors, std::size_t most_bytes) {
-    gguf_split_writer w;
     std::size_t filled = 0;
     std::vector<std::vector<gguf_tensor>> parts(1);
+    std::unordered_set<std::string_view> seen;
     for (const gguf_tensor& t : tensors) {
       const auto bytes = detail::gguf_tensor_bytes(t);
       if (!bytes) return bytes.error();
+      if (!seen.insert(t.name).second) return failure{errc::bad_value, "tensor '" + t.name + "' is declared twice"};
       if (filled != 0 && (*bytes > most_bytes || filled > most_bytes - *bytes)) {
         parts.emplace_back();
         filled = 0;
@@ -99,49 +118,67 @@ class gguf_split_writer {
       filled += *bytes;
     }
     if (parts.size() > 65535) return failure{errc::unsupported, "a GGUF model has at most 65535 parts, not " + std::to_string(parts.size())};
+    std::vector<gguf_writer::layout> plans;
     for (std::size_t i = 0; i < parts.size(); ++i) {
       gguf_metadata m = i == 0 ? metadata : gguf_metadata();
       if (const auto alignment = metadata.find<std::uint32_t>("general.alignment")) m.set("general.alignment", *alignment);
       m.set("split.no", static_cast<std::uint16_t>(i));
       m.set("split.count", static_cast<std::uint16_t>(parts.size()));
       m.set("split.tensors.count", static_cast<std::int32_t>(tensors.size()));
-      auto part = gguf_writer::create(prefix.parent_path() / gguf_split_name(prefix.filename().string(), i, parts.size()), m, parts[i]);
-      if (!part) return std::move(part).error();
-      w.parts_.push_back(*std::move(part));
+      auto plan = gguf_writer::lay_out(m, parts[i]);
+      if (!plan) return std::move(plan).error();
+      plans.push_back(*std::move(plan));
     }
-    w.skip_complete();
-    return w;
+    auto first = gguf_writer::open(name_of(prefix, 0, plans.size()), plans[0]);
+    if (!first) return std::move(first).error();
+    return gguf_split_writer(prefix, std::move(plans), *std::move(first));
   }
 
   /// As tensor_stream has it.
   status append(std::span<const std::uint8_t> bytes) {
     if (bytes.empty()) return done{};
-    LOWBIT_EXPECTS(at_ < parts_.size());
-    status s = parts_[at_].append(bytes);
-    skip_complete();
-    return s;
+    if (current_.complete())
+      if (status s = begin_next(); !s) return s;
+    return current_.append(bytes);
   }
-  /// Makes all files appear. Expects that every declared tensor was appended.
+  /// Makes all files appear, or none. Expects that every declared tensor was appended.
   status commit() {
-    for (gguf_writer& part : parts_)
-      if (status s = part.commit(); !s) return s;
-    return done{};
+    LOWBIT_EXPECTS(whole_.size() + 1 == plans_.size());
+    if (status s = finish_current(); !s) return s;
+    return file_writer::commit_all(std::move(whole_));
   }
-  [[nodiscard]] std::size_t parts() const noexcept { return parts_.size(); }
+  [[nodiscard]] std::size_t parts() const noexcept { return plans_.size(); }
   /// Bytes of all files so far.
-  [[nodiscard]] std::size_t written() const noexcept {
-    std::size_t n = 0;
-    for (const gguf_writer& part : parts_) n += part.written();
-    return n;
-  }
+  [[nodiscard]] std::size_t written() const noexcept { return whole_bytes_ + current_.written(); }
 
  private:
-  gguf_split_writer() = default;
-  void skip_complete() noexcept {
-    while (at_ < parts_.size() && parts_[at_].complete()) ++at_;
+  gguf_split_writer(std::filesystem::path prefix, std::vector<gguf_writer::layout> plans, gguf_writer first)
+      : prefix_(std::move(prefix)), plans_(std::move(plans)), current_(std::move(first)) {}
+  static std::filesystem::path name_of(const std::filesystem::path& prefix, std::size_t part, std::size_t parts) {
+    return prefix.parent_path() / gguf_split_name(prefix.filename().string(), part, parts);
   }
-  std::vector<gguf_writer> parts_;
-  std::size_t at_ = 0;
+  status begin_next() {
+    const std::size_t part = whole_.size() + 1;
+    LOWBIT_EXPECTS(part < plans_.size());
+    auto next = gguf_writer::open(name_of(prefix_, part, plans_.size()), plans_[part]);
+    if (!next) return std::move(next).error();
+    if (status s = finish_current(); !s) return s;
+    current_ = *std::move(next);
+    return done{};
+  }
+  status finish_current() {
+    auto file = std::move(current_).finish();
+    if (!file) return std::move(file).error();
+    whole_bytes_ += file->written();
+    whole_.push_back(*std::move(file));
+    return done{};
+  }
+
+  std::filesystem::path prefix_;
+  std::vector<gguf_writer::layout> plans_;
+  std::vector<file_writer> whole_;  // but under their temporary names
+  std::size_t whole_bytes_ = 0;
+  gguf_writer current_;
 };
 
 }  // namespace lowbit

@@ -29,6 +29,12 @@ class tensor_stream {
     LOWBIT_EXPECTS(complete());
     return file_.commit();
   }
+  /// The file, whole but under its temporary name, for file_writer::commit_all. Expects that every declared tensor was appended.
+  result<file_writer> finish() && {
+    LOWBIT_EXPECTS(complete());
+    if (status s = file_.finish(); !s) return std::move(s).error();
+    return std::move(file_);
+  }
   /// Whether every declared tensor was appended.
   [[nodiscard]] bool complete() const noexcept { return next_ == pending_.size(); }
   /// The tensors' names in the order in which their data are to come.
