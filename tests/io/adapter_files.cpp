@@ -152,6 +152,10 @@ TEST_CASE("what PEFT writes is read, in every float type, with its scales") {
   CHECK(scale_with(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":{"q_proj":3},"target_modules":"all-linear"})") == 1.5f);
   CHECK(scale_with(R"({"peft_type":"LORA","r":5,"lora_alpha":8,"rank_pattern":{"self_attn.q_proj":2}})") == 4.0f);
   CHECK(scale_with(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":{"_proj":3,"attn.q_proj":3}})") == 4.0f);  // ends of names, not of words
+  // Where several ends match, the first in the file counts (PEFT's get_pattern_key), whatever the alphabet says.
+  CHECK(scale_with(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":{"self_attn.q_proj":3,"q_proj":5}})") == 1.5f);
+  CHECK(scale_with(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":{"q_proj":5,"self_attn.q_proj":3}})") == 2.5f);
+  CHECK(scale_with(R"({"peft_type":"LORA","r":5,"lora_alpha":8,"rank_pattern":{"self_attn.q_proj":2,"q_proj":3}})") == 4.0f);
   r.dtype = "BF16";
   r.a = std::string("\x80\x3f\x00\x40\x40\x40\x80\x40\xa0\x40\xc0\x40", 12);
   r.b = std::string("\x80\x3f\x80\xbf\x00\x40\x00\xc0\x40\x40\x40\xc0\x80\x40\x80\xc0", 16);
@@ -223,6 +227,10 @@ TEST_CASE("bad PEFT adapters are refused by name") {
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"init_lora_weights":"pissa_niter_16"})", errc::unsupported, "'init_lora_weights'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"rank_pattern":{".*q_proj":2}})", errc::unsupported, "regular expression '.*q_proj'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"rank_pattern":{"q_proj":0}})", errc::bad_value, "rank_pattern.q_proj");
+  config(R"({"peft_type":"LORA","r":5,"lora_alpha":8,"rank_pattern":{"q_proj":3,"self_attn.q_proj":2}})", errc::shape, "rank 2, but the configuration says 3");
+  for (const char* rank : {"18446744073709551615", "18446744073709551616", "1.8446744073709552e19", "1048577", "2.0", "-2"})
+    config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"rank_pattern":{"q_proj":)" + std::string(rank) + "}}", errc::bad_value, "'rank_pattern.q_proj' is not a rank");
+  config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":{"q_proj":"3"}})", errc::bad_value, "alpha_pattern.q_proj");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"alpha_pattern":3})", errc::bad_value, "'alpha_pattern'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"target_modules":["q_proj","k_proj"]})", errc::not_found, "'k_proj'");
   config(R"({"peft_type":"LORA","r":2,"lora_alpha":8,"target_modules":[2]})", errc::bad_value, "'target_modules'");

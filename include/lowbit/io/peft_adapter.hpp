@@ -2,8 +2,8 @@
 // tuners/lora/config.py, layer.py and utils/save_and_load.py.
 //
 // Module M has tensors base_model.model.M.lora_A.weight [r, in] and base_model.model.M.lora_B.weight [out, r]. r and lora_alpha hold for
-// all but the modules that rank_pattern and alpha_pattern name (by the end of their names); the scale is lora_alpha / r, or with use_rslora
-// lora_alpha / sqrt(r). What changes the meaning of the factors (fan_in_fan_out, DoRA, biases, whole modules or tokens saved, layers repeated,
+// all but the modules that rank_pattern and alpha_pattern name (by the end of their names; of several the first in the file); the scale is
+// lora_alpha / r, or with use_rslora lora_alpha / sqrt(r). What changes the meaning of the factors (fan_in_fan_out, DoRA, biases, whole modules or tokens saved, layers repeated,
 // activation by tokens, a base that initialisation changed) is refused by name.
 #pragma once
 
@@ -20,19 +20,37 @@ namespace lowbit {
 struct peft_config {
   std::size_t rank = 0;
   double alpha = 0;
-  bool rank_stabilised = false;                            ///< scales are alpha / sqrt(rank)
-  std::map<std::string, double, std::less<>> ranks, alphas;  ///< of modules whose names end so
-  std::vector<std::string> targets;                        ///< ends of adapted modules' names; empty where the file has a pattern
+  bool rank_stabilised = false;  ///< scales are alpha / sqrt(rank)
+  template <class T>
+  using pattern = std::vector<std::pair<std::string, T>>;  ///< ends of modules' names in the file's order: the first that matches counts
+  pattern<std::size_t> ranks;
+  pattern<double> alphas;
+  std::vector<std::string> targets;  ///< ends of adapted modules' names; empty where the file has a pattern
 
   [[nodiscard]] static bool is_end_of(std::string_view end, std::string_view module) noexcept {
     return module == end || (module.size() > end.size() && module.ends_with(end) && module[module.size() - end.size() - 1] == '.');
   }
-  [[nodiscard]] static double find(const std::map<std::string, double, std::less<>>& in, std::string_view module, double otherwise) noexcept {
+  template <class T>
+  [[nodiscard]] static T find(const pattern<T>& in, std::string_view module, T otherwise) noexcept {
     for (const auto& [end, value] : in)
       if (is_end_of(end, module)) return value;
     return otherwise;
   }
 };
+
+namespace detail {
+/// Keys of the objects in an object, by the object's name, in the file's order, which nlohmann::json does not keep.
+struct keys_in_order final : repeated_key<nlohmann::json> {
+  std::map<std::string, std::vector<std::string>> keys;
+  std::string member;
+
+  bool key(std::string& name) override {
+    if (open.size() == 1) member = name;
+    if (open.size() == 2) keys[member].push_back(name);
+    return repeated_key::key(name);
+  }
+};
+}  // namespace detail
 
 /// Fails, naming the key, on what is missing, of the wrong kind, or not supported.
 inline result<peft_config> read_peft_config(std::string_view text) {
@@ -60,11 +78,15 @@ inline result<peft_config> read_peft_config(std::string_view text) {
   if (const auto* start = at("init_lora_weights"); start != nullptr && !start->is_boolean() && *start != "gaussian" && *start != "eva" && *start != "orthogonal")
     return unsupported("an 'init_lora_weights' that changes the base");
 
+  const auto rank_of = [](const nlohmann::json& v) {
+    const auto size = detail::json_size(v);
+    return size && *size != 0 && *size <= (1u << 20) ? std::optional(static_cast<std::size_t>(*size)) : std::nullopt;
+  };
   peft_config c;
-  const auto* const rank = at("r");
-  const auto size = rank != nullptr ? detail::json_size(*rank) : std::nullopt;
-  if (!size || *size == 0 || *size > (1u << 20)) return wrong("r", "a rank");
-  c.rank = static_cast<std::size_t>(*size);
+  const auto* const r = at("r");
+  const auto rank = r != nullptr ? rank_of(*r) : std::nullopt;
+  if (!rank) return wrong("r", "a rank");
+  c.rank = *rank;
   const auto* const alpha = at("lora_alpha");
   if (alpha == nullptr || !alpha->is_number()) return wrong("lora_alpha", "a number");
   c.alpha = alpha->get<double>();
@@ -72,16 +94,22 @@ inline result<peft_config> read_peft_config(std::string_view text) {
     if (!stabilised->is_boolean()) return wrong("use_rslora", "true or false");
     c.rank_stabilised = stabilised->get<bool>();
   }
-  for (const auto& [key, into] : {std::pair("rank_pattern", &c.ranks), std::pair("alpha_pattern", &c.alphas)}) {
+  detail::keys_in_order order;
+  nlohmann::json::sax_parse(text.begin(), text.end(), &order);
+  for (const char* key : {"rank_pattern", "alpha_pattern"}) {
     const auto* const pattern = at(key);
     if (pattern == nullptr) continue;
     if (!pattern->is_object()) return wrong(key, "an object");
-    for (const auto& [end, value] : pattern->items()) {
+    const bool are_ranks = std::string_view(key) == "rank_pattern";
+    for (const std::string& end : order.keys[key]) {
       if (end.find_first_of("\\^$*+?()[]{}|") != end.npos)
         return unsupported(std::string("the regular expression '") + end + "' in '" + key + "'");
-      if (!value.is_number() || (into == &c.ranks && detail::json_size(value).value_or(0) == 0))
-        return wrong(std::string(key) + "." + end, "a number for a module");
-      into->emplace(end, value.get<double>());
+      const nlohmann::json& value = *pattern->find(end);
+      const auto of_module = rank_of(value);
+      if (are_ranks ? !of_module : !value.is_number())
+        return wrong(std::string(key) + "." + end, are_ranks ? "a rank" : "a number for a module");
+      if (are_ranks) c.ranks.emplace_back(end, *of_module);
+      else c.alphas.emplace_back(end, value.get<double>());
     }
   }
   if (const auto* targets = at("target_modules"); targets != nullptr && targets->is_array())
@@ -113,7 +141,7 @@ inline result<adapter> read_peft_adapter(const peft_config& config, const safete
   }
   adapter out;
   for (const auto& [module, tensors] : found) {
-    const auto rank = static_cast<std::size_t>(peft_config::find(config.ranks, module, static_cast<double>(config.rank)));
+    const std::size_t rank = peft_config::find(config.ranks, module, config.rank);
     const std::string weight = module + ".weight";
     auto f = detail::read_factors(weight, tensors, rank);
     if (!f) return std::move(f).error();

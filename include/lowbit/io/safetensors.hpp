@@ -74,7 +74,7 @@ inline int json_nesting(std::string_view text) noexcept {
 
 /// Looks for a key that an object repeats, event by event.
 template <class Json>
-struct repeated_key final : nlohmann::json_sax<Json> {
+struct repeated_key : nlohmann::json_sax<Json> {
   std::vector<std::set<std::string>> open;
   std::optional<std::string> found;
 
