@@ -257,6 +257,16 @@ TEST_CASE("bad GGUF adapters are refused by name") {
   refused([](gguf_recipe& r) { r.keys[2] = key_text("adapter.type", "control_vector"); }, errc::unsupported, {"adapter.type"});
   refused([](gguf_recipe& r) { r.keys.pop_back(); }, errc::not_found, {"adapter.lora.alpha"});
   refused([](gguf_recipe& r) { r.keys[3] = key_float("adapter.lora.alpha", std::numeric_limits<float>::quiet_NaN()); }, errc::bad_value, {"alpha"});
+  const auto invoked_by = [](std::uint32_t token) {  // an array (9) of one uint32 (4)
+    std::string k;
+    put_string(k, "adapter.alora.invocation_tokens");
+    put<std::int32_t>(k, 9);
+    put<std::int32_t>(k, 4);
+    put<std::uint64_t>(k, 1);
+    put(k, token);
+    return k;
+  };
+  refused([&](gguf_recipe& r) { r.keys.push_back(invoked_by(7)); }, errc::unsupported, {"adapter.alora.invocation_tokens"});
   refused([](gguf_recipe& r) { r.tensors.pop_back(); }, errc::not_found, {"has no B", "blk.0.attn_q.weight.lora_a"});
   refused([](gguf_recipe& r) { r.tensors[1].name = "blk.0.attn_q.weight"; }, errc::unsupported, {"'blk.0.attn_q.weight'", "no part"});
   refused([](gguf_recipe& r) { r.tensors[1].dims = {4, 2}; }, errc::shape, {"blk.0.attn_q.weight.lora_b' is of rank 4", "says 2"});

@@ -2,7 +2,7 @@
 //
 // A GGUF with general.type "adapter", adapter.type "lora" and adapter.lora.alpha, in which weight W has tensors W.lora_a, dims {in, rank}, and
 // W.lora_b, dims {rank, out}. Its scale is alpha / rank of the tensor itself, or 1 where alpha is 0. Rows of B for queries and keys
-// stand in GGUF's order, as those of the base do.
+// stand in GGUF's order, as those of the base do. One that only certain tokens activate (adapter.alora.invocation_tokens) is refused.
 #pragma once
 
 #include <lowbit/io/adapter_file.hpp>
@@ -20,6 +20,8 @@ inline result<adapter> read_gguf_adapter(std::span<const std::uint8_t> file) {
     if (const auto found = m.find<std::string>(key); found != due)
       return failure{errc::unsupported, "not a LoRA adapter: metadata key '" + std::string(key) + "' is " +
                                             (found ? "'" + *found + "'" : "missing") + ", not '" + due + "'"};
+  if (constexpr std::string_view key = "adapter.alora.invocation_tokens"; m.find(key) != nullptr)
+    return failure{errc::unsupported, "the adapter is activated by tokens (metadata key '" + std::string(key) + "'), which is not supported"};
   const auto alpha = m.get<float>("adapter.lora.alpha");
   if (!alpha) return alpha.error();
 
