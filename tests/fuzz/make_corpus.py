@@ -226,7 +226,8 @@ for name, data in {
     "bad_fraction": safetensors({"a": tensor("F32", [1.5], 0, 4)}, 4), "bad_overflow": safetensors({"a": tensor("F32", [1 << 32, 1 << 32], 0, 4)}, 4),
     "bad_half_byte": safetensors({"a": tensor("F4", [3], 0, 2)}, 2), "bad_range": safetensors({"a": tensor("F32", [1], 4, 0)}, 4),
     "bad_range_huge": safetensors({"a": tensor("U8", [1], (1 << 64) - 1, 1 << 63)}, 4), "bad_missing": safetensors({"a": {"dtype": "F32", "shape": [1]}}, 4),
-    "bad_extra": safetensors({"a": {**one, "more": 1}}, 4), "bad_kind": safetensors({"a": 7}), "bad_metadata": safetensors({"__metadata__": {"k": 1}}),
+    "extra_key": safetensors({"a": {**one, "more": 1}}, 4), "metadata_null": safetensors({"__metadata__": None, "a": one}, 4),
+    "bad_zero_byte": safetensors('{"a":%s}\0x' % json.dumps(one), 4), "bad_kind": safetensors({"a": 7}), "bad_metadata": safetensors({"__metadata__": {"k": 1}}),
     "bad_metadata_kind": safetensors({"__metadata__": []}), "bad_array": safetensors("[]"),
 }.items():
     save("safetensors", name, data)

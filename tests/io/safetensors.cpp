@@ -32,6 +32,18 @@ TEST_CASE("a header written out is read") {
   CHECK(s->tensors[0].name == "a");
 }
 
+// safetensors 0.8.0 (Python) reads each of these.
+TEST_CASE("what the reference passes over is passed over") {
+  for (const char* header : {R"({"__metadata__":null,"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+                             R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":{"x":[1]}}})"}) {
+    const std::string file = file_of(header, 4);
+    const auto s = read_safetensors(span_of(file));
+    REQUIRE_MESSAGE(s, s.error().message);
+    CHECK(s->metadata.empty());
+    CHECK(s->find("a")->data.size() == 4);
+  }
+}
+
 TEST_CASE("each rule of the reference refuses what breaks it") {
   const auto fails = [](const std::string& header, std::size_t data, errc kind, const std::string& says) {
     const std::string file = file_of(header, data);
@@ -57,9 +69,12 @@ TEST_CASE("each rule of the reference refuses what breaks it") {
   fails(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}})", 4, errc::shape, "overflows");
   fails(R"({"a":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}})", 2, errc::shape, "whole bytes");
   fails(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", 4, errc::malformed, "not a range");
-  fails(R"({"a":{"dtype":"F32","shape":[1]}})", 4, errc::malformed, "needs exactly");
-  fails(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":1}})", 4, errc::malformed, "needs exactly");
-  fails(R"({"a":7})", 4, errc::malformed, "needs exactly");
+  fails(R"({"a":{"dtype":"F32","shape":[1]}})", 4, errc::malformed, "'a': needs dtype, shape and data_offsets");
+  fails(R"({"a":7})", 4, errc::malformed, "'a': needs dtype, shape and data_offsets");
+  fails(R"({"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4, errc::malformed, "'dtype' twice");
+  fails("{" + a + "}" + std::string("\0garbage", 8), 4, errc::malformed, "a byte of zero");
+  fails("{" + a + "}" + std::string(1, '\0'), 4, errc::malformed, "a byte of zero");
+  fails("{" + a + "} garbage", 4, errc::malformed, "not valid JSON");
   fails(R"({"__metadata__":{"k":1}})", 0, errc::malformed, "not a string");
   fails("{\"a\":" + std::string(1000000, '[') + "}", 0, errc::malformed, "nested too deeply");
   std::string huge;
@@ -105,6 +120,31 @@ TEST_CASE("what is written is read back, widest types first") {
   CHECK((reinterpret_cast<std::uintptr_t>(parts.find("a")->data.data()) % 8) == 0);
   CHECK(model->find("a")->bytes == 8);
   CHECK(model->map(*model->find("a"), 3, 2)->bytes()[0] == 4);
+}
+
+TEST_CASE("a folder's single file comes before its index, and a file that is named is that file") {
+  const scratch_folder folder;
+  write_all(folder / "model.safetensors", file_of(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1));
+  write_all(folder / "part.safetensors", file_of(R"({"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1));
+  write_all(folder / "model.safetensors.index.json", R"({"weight_map":{"b":"part.safetensors"}})");
+  const auto has = [&](const std::string& path, const std::string& name) {
+    const auto model = safetensors_model::open(folder / path);
+    REQUIRE_MESSAGE(model, model.error().message);
+    CHECK(model->tensors().size() == 1);
+    return model->find(name) != nullptr;
+  };
+  CHECK(has("", "a"));
+  CHECK(has("part.safetensors", "b"));
+  CHECK(has("model.safetensors", "a"));
+  CHECK(has("model.safetensors.index.json", "b"));
+  std::filesystem::remove(folder / "model.safetensors");
+  CHECK(has("", "b"));
+  for (const char* missing : {"model.safetensors", "other.safetensors"}) {
+    const auto model = safetensors_model::open(folder / missing);
+    REQUIRE(!model);
+    CHECK(model.error().kind == errc::io);
+    CHECK_MESSAGE(model.error().message.find(missing) != std::string::npos, model.error().message);
+  }
 }
 
 TEST_CASE("shards are read through their index, which cannot name files elsewhere") {

@@ -108,6 +108,7 @@ struct repeated_key : nlohmann::json_sax<Json> {
 /// where there may be many of them, take nlohmann::json.
 template <class Json = nlohmann::ordered_json>
 result<Json> parse_json(std::string_view text, const std::string& what, int deepest = 32) {
+  if (text.find('\0') != text.npos) return failure{errc::malformed, what + " is not valid JSON: it has a byte of zero"};  // nlohmann's end of text
   // Nesting is bounded before parsing: the parser's own stack is the thing to protect.
   if (json_nesting(text) > deepest) return failure{errc::malformed, what + " is nested too deeply"};
   repeated_key<Json> repeated;
@@ -153,6 +154,7 @@ inline result<safetensors_content> read_safetensors_header(std::span<const std::
   for (const auto& [name, info] : parsed->items()) {
     const auto bad = [&, &tensor = name](const std::string& what) { return failure{errc::malformed, "tensor '" + tensor + "': " + what}; };
     if (name == "__metadata__") {
+      if (info.is_null()) continue;
       if (!info.is_object()) return failure{errc::malformed, "__metadata__ is not an object"};
       for (const auto& [key, value] : info.items()) {
         if (!value.is_string()) return failure{errc::malformed, "__metadata__ '" + key + "' is not a string"};
@@ -160,8 +162,8 @@ inline result<safetensors_content> read_safetensors_header(std::span<const std::
       }
       continue;
     }
-    if (!info.is_object() || !info.contains("dtype") || !info.contains("shape") || !info.contains("data_offsets") || info.size() != 3)
-      return bad("needs exactly dtype, shape and data_offsets");
+    if (!info.is_object() || !info.contains("dtype") || !info.contains("shape") || !info.contains("data_offsets"))  // the reference ignores others
+      return bad("needs dtype, shape and data_offsets");
     if (!info["dtype"].is_string() || !info["shape"].is_array() || !info["data_offsets"].is_array() || info["data_offsets"].size() != 2)
       return bad("dtype, shape or data_offsets is of the wrong kind");
     safetensor t;
@@ -243,12 +245,13 @@ class safetensors_model {
     std::size_t file = 0;       ///< which of the files it is in
   };
 
-  /// `path` is a .safetensors file, an index (.json), or a folder that holds model.safetensors or its index.
+  /// `path` is a .safetensors file, an index (.json), or a folder that holds model.safetensors or its index: of both the former, as
+  /// transformers takes it.
   static result<safetensors_model> open(std::filesystem::path path) {
     std::error_code ignored;
     if (std::filesystem::is_directory(path, ignored)) {
-      const auto index = path / "model.safetensors.index.json";
-      path = std::filesystem::exists(index, ignored) ? index : path / "model.safetensors";
+      const auto file = path / "model.safetensors", index = path / "model.safetensors.index.json";
+      path = std::filesystem::exists(file, ignored) || !std::filesystem::exists(index, ignored) ? file : index;
     }
     safetensors_model model;
     if (path.extension() != ".json") {
