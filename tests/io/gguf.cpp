@@ -133,6 +133,7 @@ TEST_CASE("each kind of bad file has its own failure") {
     CHECK_MESSAGE(g.error().message.find(says) != std::string::npos, g.error().message);
   };
   fails([](recipe& r) { r.magic = "GGML"; }, errc::bad_magic, "not a GGUF file");
+  fails([](recipe& r) { r.version = 0; }, errc::bad_magic, "version 0");
   fails([](recipe& r) { r.version = 1; }, errc::bad_magic, "version 1");
   fails([](recipe& r) { r.version = 0x03000000; }, errc::bad_magic, "big-endian");
   fails([](recipe& r) { r.tensor_count = UINT64_MAX - 1; }, errc::truncated, "ends before");
@@ -185,7 +186,32 @@ TEST_CASE("tensors that GGUF cannot hold are refused when written, and leave no 
   CHECK(!gguf_writer::create(folder / "x", {}, {{"w", 2, {33}, {}}}));
   CHECK(!gguf_writer::create(folder / "x", {}, {{std::string(64, 'n'), 0, {1}, {}}}));
   CHECK(!gguf_writer::create(folder / "x", {}, {{"w", 0, {1}, {}}, {"w", 0, {1}, {}}}));
+  const gguf_tensor huge{"v", 28, {std::uint64_t{1} << 60}, {}};  // 2^63 bytes, of which a file cannot have two
+  CHECK(gguf_writer::create(folder / "x", {}, {huge, {"w", 28, huge.dims, {}}}).error().message.find("'w': the size of the file overflows") != std::string::npos);
   CHECK(folder.files() == 0);
+}
+
+TEST_CASE("an alignment that is no power of two, another type, or mostly padding is not written") {
+  const scratch_folder folder;
+  const auto create = [&](auto alignment) {
+    gguf_metadata m;
+    m.set("general.alignment", alignment);
+    return gguf_writer::create(folder / "x.gguf", m, {{"w", 24, {1}, {}}});
+  };
+  for (const std::uint32_t bad : {0u, 24u, 1u << 17, 1u << 31}) {
+    const auto w = create(bad);
+    REQUIRE_MESSAGE(!w, bad);
+    CHECK_MESSAGE(w.error().message.find("general.alignment") != std::string::npos, w.error().message);
+  }
+  CHECK(create(32.0f).error().message.find("general.alignment") != std::string::npos);
+  CHECK(folder.files() == 0);
+  auto w = create(std::uint32_t{65536});
+  REQUIRE(w);
+  REQUIRE(w->append(bytes(1, 5)));
+  REQUIRE(w->commit());
+  const auto g = read_gguf(read_all(folder / "x.gguf"));
+  REQUIRE(g);
+  CHECK(g->find("w")->offset == 65536);
 }
 
 namespace {
@@ -310,6 +336,38 @@ TEST_CASE("where a part cannot be written or named, no part is there") {
   CHECK(gguf_split_writer::create(folder / "m", {}, {{"w", 0, {1}, {}}, {"w", 0, {1}, {}}}, 4).error().message.find("'w' is declared twice") != std::string::npos);
   CHECK(!gguf_split_writer::create(folder / "m", {}, {{"w", 0, {1}, {}}, {std::string(64, 'n'), 0, {1}, {}}}, 4));
   CHECK(folder.files() == 0);
+}
+
+TEST_CASE("the number of parts may be of any type of integer, and is never taken for none") {
+  const scratch_folder folder;
+  const auto write = [&](std::size_t i, auto part, auto parts) {
+    gguf_metadata m;
+    m.set("split.no", part);
+    m.set("split.count", parts);
+    m.set("split.tensors.count", std::int32_t{2});
+    auto w = gguf_writer::create(folder / gguf_split_name("m", i, 2), m, {{"t" + std::to_string(i), 24, {1}, {}}});
+    REQUIRE(w);
+    REQUIRE(w->append(bytes(1, 1)));
+    REQUIRE(w->commit());
+  };
+  const auto first = folder / gguf_split_name("m", 0, 2);
+  write(0, std::uint8_t{0}, std::uint64_t{2});
+  write(1, std::uint32_t{1}, std::uint8_t{2});
+  const auto g = gguf_model::open(first);
+  REQUIRE_MESSAGE(g, g.error().message);
+  CHECK(g->parts() == 2);
+  const auto fails = [&](auto parts, const std::string& says) {
+    write(0, std::uint16_t{0}, parts);
+    const auto bad = gguf_model::open(first);
+    REQUIRE_MESSAGE(!bad, says);
+    CHECK_MESSAGE(bad.error().message.find(says) != std::string::npos, bad.error().message);
+    CHECK(bad.error().message.find(first.filename().string()) != std::string::npos);
+  };
+  fails(std::uint32_t{65538}, "is the first of 65538 parts");  // 2 in 16 bits
+  fails(std::uint64_t{UINT64_MAX}, "is the first of 18446744073709551615 parts");
+  fails(std::int32_t{-2}, "'split.count'");
+  fails(2.0f, "'split.count'");
+  fails(std::string("2"), "'split.count'");
 }
 
 TEST_CASE("parts that are missing, strange, or out of place are refused by name") {

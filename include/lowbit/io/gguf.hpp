@@ -96,7 +96,7 @@ inline result<gguf_content> read_gguf_header(std::span<const std::uint8_t> begin
   const auto version = in.read<std::uint32_t>();
   const failure truncated{errc::truncated, "the GGUF header ends before its last field"};
   if (!in.ok()) return truncated;
-  if (version != 3 && (version & 0xffffu) == 0) return failure{errc::bad_magic, "the GGUF file is big-endian"};
+  if (version != 0 && (version & 0xffffu) == 0) return failure{errc::bad_magic, "the GGUF file is big-endian"};
   if (version != 2 && version != 3) return failure{errc::bad_magic, "GGUF version " + std::to_string(version) + " (2 and 3 are read)"};
   const auto tensor_count = in.read<std::uint64_t>(), key_count = in.read<std::uint64_t>();
   // The shortest key takes 8 + 1 + 4 + 1 bytes, the shortest tensor 8 + 1 + 4 + 4 + 8.

@@ -40,10 +40,13 @@ class gguf_model {
     auto first = model.add(path);
     if (!first) return std::move(first).error();
     model.metadata_ = *std::move(first);
-    const std::size_t count = model.metadata_.find<std::uint16_t>("split.count").value_or(1);
-    if (count <= 1) return model;
     const auto in_file = [](const std::filesystem::path& p, errc kind, const std::string& what) { return failure{kind, p.string() + ": " + what}; };
-    if (model.metadata_.find<std::uint16_t>("split.no") != 0)
+    if (model.metadata_.find("split.count") == nullptr) return model;
+    const auto declared = model.metadata_.get<std::uint64_t>("split.count");
+    if (!declared) return in_file(path, declared.error().kind, declared.error().message);
+    const auto count = static_cast<std::size_t>(*declared);
+    if (count <= 1) return model;
+    if (model.metadata_.find<std::uint64_t>("split.no") != 0u)
       return in_file(path, errc::unsupported, "is a later part of a split model; open its first part");
     const auto prefix = gguf_split_prefix(path.filename().string(), 0, count);
     if (!prefix)
@@ -52,7 +55,7 @@ class gguf_model {
       const auto beside = path.parent_path() / gguf_split_name(*prefix, i, count);
       const auto part = model.add(beside);
       if (!part) return part.error();
-      if (part->find<std::uint16_t>("split.no") != i || part->find<std::uint16_t>("split.count") != count)
+      if (part->find<std::uint64_t>("split.no") != i || part->find<std::uint64_t>("split.count") != count)
         return in_file(beside, errc::malformed, "is not part " + std::to_string(i) + " of " + std::to_string(count));
     }
     if (const auto total = model.metadata_.find<std::int32_t>("split.tensors.count"); !total || static_cast<std::size_t>(*total) != model.tensors_.size())

@@ -19,6 +19,7 @@ class gguf_writer : public tensor_stream {
 
  private:
   friend class gguf_split_writer;
+  static constexpr std::size_t most_alignment = std::size_t{1} << 16;  // the format allows 2 GiB, all of it padding
   /// What a file begins with and which tensors follow.
   struct layout {
     std::string head;
@@ -29,8 +30,15 @@ class gguf_writer : public tensor_stream {
   explicit gguf_writer(tensor_stream stream) : tensor_stream(std::move(stream)) {}
 
   static result<layout> lay_out(const gguf_metadata& metadata, const std::vector<gguf_tensor>& tensors) {
-    const std::size_t alignment = metadata.find<std::uint32_t>("general.alignment").value_or(32);
-    if (alignment == 0 || (alignment & (alignment - 1)) != 0) return failure{errc::bad_value, "general.alignment is not a power of two"};
+    std::size_t alignment = 32;
+    if (metadata.find("general.alignment") != nullptr) {
+      const auto declared = metadata.get<std::uint32_t>("general.alignment");
+      if (!declared) return declared.error();
+      alignment = *declared;
+      if (alignment == 0 || (alignment & (alignment - 1)) != 0) return failure{errc::bad_value, "general.alignment is not a power of two"};
+      if (alignment > most_alignment)
+        return failure{errc::bad_value, "general.alignment is " + std::to_string(alignment) + ", more than the " + std::to_string(most_alignment) + " that are written"};
+    }
     std::string head = "GGUF";
     put<std::uint32_t>(head, 3);
     put<std::uint64_t>(head, tensors.size());
@@ -52,7 +60,9 @@ class gguf_writer : public tensor_stream {
       for (const std::uint64_t d : t.dims) put<std::uint64_t>(head, d);
       put<std::uint32_t>(head, t.type);
       put<std::uint64_t>(head, offset);
-      offset = round_up(static_cast<std::size_t>(offset) + *bytes, alignment);
+      const auto end = checked_add(static_cast<std::size_t>(offset), *bytes);
+      if (!end || !checked_add(*end, alignment)) return failure{errc::shape, "tensor '" + t.name + "': the size of the file overflows"};
+      offset = round_up(*end, alignment);
       pending.push_back({t.name, *bytes});
     }
     return layout{std::move(head), std::move(pending), alignment};
