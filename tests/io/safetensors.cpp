@@ -122,6 +122,54 @@ TEST_CASE("what is written is read back, widest types first") {
   CHECK(model->map(*model->find("a"), 3, 2)->bytes()[0] == 4);
 }
 
+TEST_CASE("a header has the reference's text") {
+  const scratch_folder folder;
+  auto w = safetensors_writer::create(folder / "m", {{"format", "pt"}}, {{"b \"\xff", "F32", {1, 2}, {}}, {"a", "U8", {}, {}}});
+  REQUIRE(w);
+  REQUIRE(w->append(bytes(8, 1)));
+  REQUIRE(w->append(bytes(1, 2)));
+  REQUIRE(w->commit());
+  std::string due = R"({"__metadata__":{"format":"pt"},"b \"\uFFFD":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"a":{"dtype":"U8","shape":[],"data_offsets":[8,9]}})";
+  due.replace(due.find("\\uFFFD"), 6, "\xef\xbf\xbd");  // what replaces a byte that is not UTF-8
+  due.resize(round_up(due.size(), 8), ' ');
+  std::string file = file_of(due, 0) + std::string(8, '\1') + '\2';
+  CHECK(read_all(folder / "m") == bytes(file.begin(), file.end()));
+}
+
+TEST_CASE("what safetensors cannot hold is refused when written, and leaves no file") {
+  const scratch_folder folder;
+  const auto fails = [&](std::vector<safetensor> tensors, const std::string& says, const std::map<std::string, std::string>& metadata = {}) {
+    const auto w = safetensors_writer::create(folder / "m", metadata, std::move(tensors));
+    REQUIRE_MESSAGE(!w, says);
+    CHECK_MESSAGE(w.error().message.find(says) != std::string::npos, w.error().message);
+  };
+  fails({{"__metadata__", "U8", {1}, {}}}, "'__metadata__'");
+  fails({{"a", "U8", {1}, {}}, {"a", "F32", {1}, {}}}, "'a' is declared twice");
+  fails({{"\xff", "U8", {1}, {}}, {"\xfe", "U8", {1}, {}}}, "is declared twice");  // the same in the header
+  fails({{"a", "F33", {1}, {}}}, "unknown dtype F33");
+  fails({{"a", "F4", {3}, {}}}, "not whole bytes");
+  fails({{"a", "U8", {1ull << 62}, {}}}, "'a': its size overflows");
+  std::vector<safetensor> many;
+  for (int i = 0; i < 9; ++i) many.push_back({"t" + std::to_string(i), "U8", {(1ull << 61) - 1}, {}});
+  fails(many, "'t8': the size of the file overflows");  // 9 (2^61 - 1) >= 2^64
+  // The reference refuses a header of more than 100 000 000 bytes, of which {"__metadata__":{"k":""}} takes 25.
+  fails({}, "more than safetensors may have", {{"k", std::string(100'000'000 - 24, 'x')}});
+  CHECK(folder.files() == 0);
+  CHECK(safetensors_writer::create(folder / "m", {{"k", std::string(100'000'000 - 25, 'x')}}, {}));
+}
+
+TEST_CASE("many tensors are declared in a time that grows as they do") {
+  const scratch_folder folder;
+  std::vector<safetensor> tensors;
+  for (int i = 0; i < 50000; ++i) tensors.push_back({"model.layers.experts." + std::to_string(i), "U8", {0}, {}});
+  auto w = safetensors_writer::create(folder / "m.safetensors", {}, tensors);
+  REQUIRE_MESSAGE(w, w.error().message);
+  REQUIRE(w->commit());
+  const auto model = safetensors_model::open(folder / "m.safetensors");
+  REQUIRE_MESSAGE(model, model.error().message);
+  CHECK(model->tensors().size() == tensors.size());
+}
+
 TEST_CASE("a folder's single file comes before its index, and a file that is named is that file") {
   const scratch_folder folder;
   write_all(folder / "model.safetensors", file_of(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1));

@@ -57,6 +57,9 @@ struct safetensors_content {
 
 namespace detail {
 
+/// The longest header, the reference's MAX_HEADER_SIZE.
+inline constexpr std::size_t safetensors_most_header = 100'000'000;
+
 /// How deep arrays and objects are nested in a text, valid JSON or not.
 inline int json_nesting(std::string_view text) noexcept {
   int depth = 0, most = 0;
@@ -132,7 +135,7 @@ inline result<std::size_t> safetensors_data_begin(std::span<const std::uint8_t> 
   byte_reader in(first);
   const auto length = in.read<std::uint64_t>();
   if (!in.ok()) return failure{errc::truncated, "the safetensors file is shorter than its header's length"};
-  if (length > 100'000'000) return failure{errc::bad_magic, "not a safetensors file (a header of " + std::to_string(length) + " bytes)"};
+  if (length > detail::safetensors_most_header) return failure{errc::bad_magic, "not a safetensors file (a header of " + std::to_string(length) + " bytes)"};
   if (length > file_size - in.position()) return failure{errc::truncated, "the safetensors header ends after the file"};
   return in.position() + static_cast<std::size_t>(length);
 }

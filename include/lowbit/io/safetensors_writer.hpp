@@ -4,6 +4,8 @@
 #include <lowbit/io/safetensors.hpp>
 #include <lowbit/io/tensor_stream.hpp>
 
+#include <unordered_set>
+
 namespace lowbit {
 
 /// In which order tensors lie in the file. Readers take any.
@@ -15,7 +17,8 @@ enum class tensor_order : std::uint8_t {
 /// Declares a file, then fills it in the order of `order()`. The file appears under its name only when commit() succeeds.
 class safetensors_writer : public tensor_stream {
  public:
-  /// Writes the header. Of each tensor name, dtype and shape count. `metadata` usually holds {"format": "pt"}.
+  /// Writes the header. Of each tensor name, dtype and shape count. `metadata` usually holds {"format": "pt"}. Fails,
+  /// naming the tensor, where a name is taken or __metadata__, or a size is not to be had; and where readers would refuse so long a header.
   static result<safetensors_writer> create(const std::filesystem::path& target, const std::map<std::string, std::string>& metadata,
                                            std::vector<safetensor> tensors, tensor_order how = tensor_order::sorted) {
     std::vector<tensor_bytes> pending;
@@ -25,8 +28,12 @@ class safetensors_writer : public tensor_stream {
       const unsigned wide_a = *safetensors_bits(a.dtype), wide_b = *safetensors_bits(b.dtype);
       return wide_a != wide_b ? wide_a > wide_b : a.name < b.name;
     });
-    nlohmann::ordered_json header = nlohmann::ordered_json::object();
-    if (!metadata.empty()) header["__metadata__"] = metadata;
+    // The header is put together as text: an ordered_json looks every new key up in all those before. Names from outside may hold anything:
+    // bytes that are not UTF-8 are replaced rather than thrown over, so that two names may become one.
+    using json = nlohmann::ordered_json;
+    const auto dump = [](const json& v) { return v.dump(-1, ' ', false, json::error_handler_t::replace); };
+    std::string text = metadata.empty() ? "{" : "{\"__metadata__\":" + dump(metadata);
+    std::unordered_set<std::string> seen;
     std::size_t at = 0;
     for (const safetensor& t : tensors) {
       std::size_t bits = *safetensors_bits(t.dtype);
@@ -36,14 +43,20 @@ class safetensors_writer : public tensor_stream {
         bits = *product;
       }
       if (bits % 8 != 0) return failure{errc::shape, "tensor '" + t.name + "': its size is not whole bytes"};
-      if (header.contains(t.name)) return failure{errc::bad_value, "tensor '" + t.name + "' is declared twice"};
-      header[t.name] = {{"dtype", t.dtype}, {"shape", t.shape}, {"data_offsets", {at, at + bits / 8}}};
+      const auto end = checked_add(at, bits / 8);
+      if (!end) return failure{errc::shape, "tensor '" + t.name + "': the size of the file overflows"};
+      const std::string name = dump(t.name);
+      if (t.name == "__metadata__") return failure{errc::bad_value, "no tensor can be called '__metadata__'"};
+      if (!seen.insert(name).second) return failure{errc::bad_value, "tensor '" + t.name + "' is declared twice"};
+      if (text.size() > 1) text += ',';
+      text += name + ':' + dump({{"dtype", t.dtype}, {"shape", t.shape}, {"data_offsets", {at, *end}}});
       pending.push_back({t.name, bits / 8});
-      at += bits / 8;
+      at = *end;
     }
-    // Names from outside may hold anything: bytes that are not UTF-8 are replaced rather than thrown over.
-    std::string text = header.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+    text += '}';
     text.resize(round_up(text.size(), 8), ' ');
+    if (text.size() > detail::safetensors_most_header)
+      return failure{errc::bad_value, "the header of " + target.string() + " would have " + std::to_string(text.size()) + " bytes, more than safetensors may have"};
     std::string head(sizeof(std::uint64_t), '\0');
     const auto length = static_cast<std::uint64_t>(text.size());
     std::memcpy(head.data(), &length, sizeof length);
