@@ -6,8 +6,11 @@
 
 #include <doctest/doctest.h>
 
+#include <csignal>
 #include <functional>
 #include <limits>
+
+#include <sys/resource.h>
 
 using namespace lowbit;
 using namespace lowbit::test;
@@ -202,6 +205,29 @@ TEST_CASE("adapters are written and read again in both kinds of file") {
   check_same_products(*half, g);  // small integers
   CHECK(!write_peft_adapter(folder / "none", adapter{}, "base").ok());
   CHECK(!std::filesystem::exists(folder / "none"));
+}
+
+TEST_CASE("where one of PEFT's two files cannot be written, both old ones stay") {
+  const scratch_folder folder;
+  adapter a = two_weights("q_proj.weight", "k_proj.weight");
+  REQUIRE(write_peft_adapter(folder / "a", a, "base"));
+  const bytes config = read_all(folder / "a/adapter_config.json"), weights = read_all(folder / "a/adapter_model.safetensors");
+  a.weights["q_proj.weight"].scale = 1.0f;
+  a.weights["q_proj.weight"].a[0] = 9.0f;
+  rlimit before{};
+  ::getrlimit(RLIMIT_FSIZE, &before);
+  const rlimit full{1 << 16, before.rlim_max};  // bytes: room for the weights, but not for a configuration with so long a name in it
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ::setrlimit(RLIMIT_FSIZE, &full);
+  const status wrote = write_peft_adapter(folder / "a", a, std::string(1 << 17, 'b'));
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  REQUIRE(!wrote);
+  CHECK_MESSAGE(wrote.error().message.find("adapter_config.json") != std::string::npos, wrote.error().message);
+  CHECK(read_all(folder / "a/adapter_config.json") == config);
+  CHECK(read_all(folder / "a/adapter_model.safetensors") == weights);
+  const std::filesystem::directory_iterator files(folder / "a"), none;
+  CHECK(std::distance(files, none) == 2);
 }
 
 TEST_CASE("bad PEFT adapters are refused by name") {

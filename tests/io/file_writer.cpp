@@ -69,6 +69,32 @@ TEST_CASE("a temporary is a new file: neither a link that has its name nor anoth
   CHECK(read_all(folder / "f") == bytes{'t', 'w', 'o'});
 }
 
+TEST_CASE("files that belong together appear together") {
+  const scratch_folder folder;
+  const auto files = [&](const char* second) {
+    std::vector<file_writer> all;
+    for (const char* name : {"one", second}) {
+      auto w = file_writer::create(folder / name);
+      REQUIRE(w);
+      REQUIRE(w->append(std::string_view(name)));
+      REQUIRE(w->finish());
+      all.push_back(*std::move(w));
+    }
+    CHECK(!std::filesystem::exists(folder / "one"));
+    return all;
+  };
+  auto blocked = files("two");
+  std::filesystem::create_directory(folder / "two");
+  const status s = file_writer::commit_all(std::move(blocked));
+  REQUIRE(!s);
+  CHECK_MESSAGE(s.error().message.find("two") != std::string::npos, s.error().message);
+  CHECK(folder.files() == 1);  // what is in the way
+  REQUIRE(file_writer::commit_all(files("three")));
+  CHECK(read_all(folder / "one") == bytes{'o', 'n', 'e'});
+  CHECK(read_all(folder / "three").size() == 5);
+  CHECK(folder.files() == 3);
+}
+
 TEST_CASE("places that cannot be written are refused by name") {
   const scratch_folder folder;
   const auto missing = file_writer::create(folder / "no/such/folder/f");

@@ -3,8 +3,8 @@
 //
 // Module M has tensors base_model.model.M.lora_A.weight [r, in] and base_model.model.M.lora_B.weight [out, r]. r and lora_alpha hold for
 // all but the modules that rank_pattern and alpha_pattern name (by the end of their names; of several the first in the file); the scale is
-// lora_alpha / r, or with use_rslora lora_alpha / sqrt(r). What changes the meaning of the factors (fan_in_fan_out, DoRA, biases, whole modules or tokens saved, layers repeated,
-// activation by tokens, a base that initialisation changed) is refused by name.
+// lora_alpha / r, or with use_rslora lora_alpha / sqrt(r). What changes the meaning of the factors (fan_in_fan_out, DoRA, biases, whole
+// modules or tokens saved, layers repeated, activation by tokens, a base that initialisation changed) is refused by name.
 #pragma once
 
 #include <lowbit/io/adapter_file.hpp>
@@ -181,7 +181,7 @@ inline result<adapter> read_peft_adapter(const std::filesystem::path& folder) {
 
 /// Writes one whose weights have Hugging Face's names and order of rows, with factors in a float type, into a folder, which is made. What
 /// most modules have is r and lora_alpha; the others are in rank_pattern and alpha_pattern by their whole names. Fails where a file cannot
-/// be written.
+/// be written; an adapter that was there is then as it was, or without one of its files.
 inline status write_peft_adapter(const std::filesystem::path& folder, const adapter& in, const std::string& base_name,
                                  const format_spec& type = spec_of<f32>) {
   LOWBIT_EXPECTS(type.is_float() && type.gguf >= 0);
@@ -232,8 +232,13 @@ inline status write_peft_adapter(const std::filesystem::path& folder, const adap
   if (!text) return std::move(text).error();
   const std::string lines = config.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
   if (status s = text->append(std::string_view(lines)); !s) return s;
-  if (status s = out->commit(); !s) return s;
-  return text->commit();
+  auto weights = std::move(*out).finish();
+  if (!weights) return std::move(weights).error();
+  // New weights beside an old configuration would be read with wrong scales: neither file has its name before both are whole.
+  std::vector<file_writer> files;
+  files.push_back(*std::move(text));
+  files.push_back(*std::move(weights));
+  return file_writer::commit_all(std::move(files));
 }
 
 }  // namespace lowbit
