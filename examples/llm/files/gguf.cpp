@@ -13,74 +13,122 @@ namespace {
 using lowbit::errc;
 using lowbit::failure;
 
+/// Takes values out of metadata, as the types that are wanted: integers of any width where they fit, integers for floats too. A key that may
+/// be missing may not hold something else. What was wrong first, failed() says.
+class value_reader {
+ public:
+  explicit value_reader(const lowbit::gguf_metadata& m) : metadata_(m) {}
+
+  template <class T>
+  T need(std::string_view key) {
+    if constexpr (std::is_same_v<T, float>)
+      if (const auto whole = metadata_.find<std::int64_t>(key)) return static_cast<float>(*whole);
+    auto value = metadata_.get<T>(key);
+    if (value) return *std::move(value);
+    fail(std::move(value).error());
+    return {};
+  }
+  template <class T>
+  T take(std::string_view key, T otherwise) {
+    return has(key) ? need<T>(key) : otherwise;
+  }
+  /// Null where the key is missing.
+  template <class T>
+  const std::vector<T>* take_array(std::string_view key) {
+    const auto* const values = metadata_.find_array<T>(key);
+    if (values == nullptr && has(key)) fail({errc::bad_value, "metadata key '" + std::string(key) + "' is no list of the type that it has to be"});
+    return values;
+  }
+  [[nodiscard]] bool has(std::string_view key) const { return metadata_.find(key) != nullptr; }
+  void fail(failure f) {
+    if (!failed_) failed_ = std::move(f);
+  }
+  [[nodiscard]] const std::optional<failure>& failed() const noexcept { return failed_; }
+
+ private:
+  const lowbit::gguf_metadata& metadata_;
+  std::optional<failure> failed_;
+};
+
+/// Fails where positions are scaled. As in llama.cpp the scaling is linear unless its type says something else, its factor may be under an
+/// older name, and one of 0 is none.
+void refuse_scaling(value_reader& values) {
+  const auto scaling = values.take<std::string>("llama.rope.scaling.type", "linear");
+  if (scaling == "none") return;
+  if (scaling != "linear") return values.fail({errc::unsupported, "RoPE scaling \"" + scaling + "\" is not supported"});
+  const char* const key = values.has("llama.rope.scaling.factor") ? "llama.rope.scaling.factor" : "llama.rope.scale_linear";
+  if (const float factor = values.take(key, 1.0f); factor != 0.0f && factor != 1.0f)
+    values.fail({errc::unsupported, "linear RoPE scaling is not supported: metadata key '" + std::string(key) + "' is " + std::to_string(factor)});
+}
+
 lowbit::result<model_config> read_config(const lowbit::gguf_metadata& m) {
-  const auto architecture = m.get<std::string>("general.architecture");
-  if (!architecture) return architecture.error();
-  if (*architecture != "llama") return failure{errc::unsupported, "the architecture is \"" + *architecture + "\", not \"llama\""};
+  value_reader values{m};
+  const auto architecture = values.need<std::string>("general.architecture");
+  if (values.failed()) return *values.failed();
+  if (architecture != "llama") return failure{errc::unsupported, "the architecture is \"" + architecture + "\", not \"llama\""};
   model_config c;
-  std::optional<failure> problem;
-  const auto need = [&](const char* key, std::size_t& out) {
-    const auto v = m.get<std::uint32_t>(key);
-    if (v) out = *v;
-    else if (!problem) problem = v.error();
-  };
-  need("llama.block_count", c.layers);
-  need("llama.context_length", c.context);
-  need("llama.embedding_length", c.hidden);
-  need("llama.feed_forward_length", c.intermediate);
-  need("llama.attention.head_count", c.heads);
-  const auto epsilon = m.get<float>("llama.attention.layer_norm_rms_epsilon");
-  if (!epsilon && !problem) problem = epsilon.error();
-  if (problem) return *problem;
-  c.norm_epsilon = *epsilon;
-  c.kv_heads = m.find<std::uint32_t>("llama.attention.head_count_kv").value_or(static_cast<std::uint32_t>(c.heads));
-  c.head_dim = m.find<std::uint32_t>("llama.attention.key_length").value_or(static_cast<std::uint32_t>(c.heads == 0 ? 0 : c.hidden / c.heads));
-  c.rope_base = m.find<float>("llama.rope.freq_base").value_or(10000.0f);
+  c.layers = values.need<std::size_t>("llama.block_count");
+  c.context = values.need<std::size_t>("llama.context_length");
+  c.hidden = values.need<std::size_t>("llama.embedding_length");
+  c.intermediate = values.need<std::size_t>("llama.feed_forward_length");
+  c.heads = values.need<std::size_t>("llama.attention.head_count");
+  c.norm_epsilon = values.need<float>("llama.attention.layer_norm_rms_epsilon");
+  c.kv_heads = values.take("llama.attention.head_count_kv", c.heads);
+  c.head_dim = values.take("llama.attention.key_length", c.heads == 0 ? 0 : c.hidden / c.heads);
+  c.rope_base = values.take("llama.rope.freq_base", 10000.0f);
   c.rope = rope_order::pairs;
-  if (const auto turned = m.find<std::uint32_t>("llama.rope.dimension_count"); turned && *turned != c.head_dim)
-    return failure{errc::unsupported, "RoPE on a part of each head is not supported"};
-  if (const auto size = m.find<std::uint32_t>("llama.attention.value_length"); size && *size != c.head_dim)
-    return failure{errc::unsupported, "values of another size than keys are not supported"};
-  if (const auto scaling = m.find<std::string>("llama.rope.scaling.type").value_or("none"); scaling != "none")
-    return failure{errc::unsupported, "RoPE scaling \"" + scaling + "\" is not supported"};
+  if (values.take("llama.rope.dimension_count", c.head_dim) != c.head_dim)
+    values.fail({errc::unsupported, "RoPE on a part of each head is not supported"});
+  if (values.take("llama.attention.value_length", c.head_dim) != c.head_dim)
+    values.fail({errc::unsupported, "values of another size than keys are not supported"});
+  refuse_scaling(values);
+  if (values.failed()) return *values.failed();
   return c;
 }
 
 lowbit::result<vocabulary> read_vocabulary(const lowbit::gguf_metadata& m) {
-  const auto model = m.get<std::string>("tokenizer.ggml.model");
-  if (!model) return model.error();
+  value_reader values{m};
+  const auto model = values.need<std::string>("tokenizer.ggml.model");
+  if (values.failed()) return *values.failed();
   vocabulary v;
-  if (*model == "gpt2") {
+  if (model == "gpt2") {
     v.kind = vocabulary_kind::byte_level;
-    const auto pre = m.find<std::string>("tokenizer.ggml.pre").value_or("default");
+    const auto pre = values.take<std::string>("tokenizer.ggml.pre", "default");
     if (pre == "gpt-2") v.words = pretokeniser::gpt2;
     else if (pre == "smollm") v.words = pretokeniser::smollm;
-    else return failure{errc::unsupported, "the pre-tokenizer \"" + pre + "\" is not supported (gpt-2 and smollm are)"};
-  } else if (*model == "llama") {
+    else values.fail({errc::unsupported, "the pre-tokenizer \"" + pre + "\" is not supported (gpt-2 and smollm are)"});
+  } else if (model == "llama") {
     v.kind = vocabulary_kind::sentencepiece;
   } else {
-    return failure{errc::unsupported, "the tokenizer model \"" + *model + "\" is not supported (gpt2 and llama are)"};
+    return failure{errc::unsupported, "the tokenizer model \"" + model + "\" is not supported (gpt2 and llama are)"};
   }
   const bool sentence = v.kind == vocabulary_kind::sentencepiece;
-  const auto* const pieces = m.find_array<std::string>("tokenizer.ggml.tokens");
-  if (pieces == nullptr) return failure{errc::not_found, "metadata key 'tokenizer.ggml.tokens' is missing or no list of strings"};
-  v.pieces = *pieces;
-  if (const auto* kinds = m.find_array<std::int32_t>("tokenizer.ggml.token_type"))
+  if (const auto* const pieces = values.take_array<std::string>("tokenizer.ggml.tokens")) v.pieces = *pieces;
+  else values.fail({errc::not_found, "metadata key 'tokenizer.ggml.tokens' is missing"});
+  if (const auto* kinds = values.take_array<std::int32_t>("tokenizer.ggml.token_type"))
     for (const std::int32_t k : *kinds) {
       if (k < 0 || k > 6) return failure{errc::bad_value, "token type " + std::to_string(k) + " is unknown"};
       v.kinds.push_back(k == 0 ? piece_kind::normal : static_cast<piece_kind>(k));
     }
-  if (const auto* scores = m.find_array<float>("tokenizer.ggml.scores"); scores != nullptr && sentence) v.scores = *scores;
-  if (const auto* merges = m.find_array<std::string>("tokenizer.ggml.merges"); merges != nullptr && !sentence) v.merges = *merges;
+  if (sentence) {
+    if (const auto* scores = values.take_array<float>("tokenizer.ggml.scores")) v.scores = *scores;
+  } else if (const auto* merges = values.take_array<std::string>("tokenizer.ggml.merges")) {
+    v.merges = *merges;
+  }
   const auto id = [&](const char* key) {
-    const auto value = m.find<std::uint32_t>(key);
-    return value && *value < v.pieces.size() ? static_cast<int>(*value) : -1;
+    if (!values.has(key)) return -1;
+    const auto value = values.need<std::uint32_t>(key);
+    if (value >= v.pieces.size())
+      values.fail({errc::bad_value, "metadata key '" + std::string(key) + "' is " + std::to_string(value) + ", the vocabulary has " +
+                                        std::to_string(v.pieces.size()) + " tokens"});
+    return static_cast<int>(value);
   };
   v.bos = id("tokenizer.ggml.bos_token_id");
   v.eos = id("tokenizer.ggml.eos_token_id");
   v.unknown = id("tokenizer.ggml.unknown_token_id");
-  v.add_bos = m.find<bool>("tokenizer.ggml.add_bos_token").value_or(sentence) && v.bos >= 0;
-  v.add_space_prefix = sentence && m.find<bool>("tokenizer.ggml.add_space_prefix").value_or(true);
+  v.add_bos = values.take("tokenizer.ggml.add_bos_token", sentence) && v.bos >= 0;
+  v.add_space_prefix = sentence && values.take("tokenizer.ggml.add_space_prefix", true);
+  if (values.failed()) return *values.failed();
   return v;
 }
 
@@ -105,7 +153,9 @@ lowbit::result<checkpoint> open_gguf(const std::string& path) {
 
   checkpoint c;
   c.kind = "GGUF";
-  c.name = model->metadata().find<std::string>("general.name").value_or("");
+  value_reader names{model->metadata()};
+  c.name = names.take<std::string>("general.name", "");
+  if (names.failed()) return in_file(*names.failed());
   auto config = read_config(model->metadata());
   if (!config) return in_file(config.error());
   c.config = *std::move(config);
