@@ -1,4 +1,5 @@
 // Models through every kind of file: what comes back computes what went in, and what is damaged is refused.
+#include "files/hf_json.hpp"
 #include "files/save.hpp"
 #include "logits.hpp"
 #include "text/tokeniser.hpp"
@@ -173,6 +174,23 @@ TEST_CASE("files that are cut off anywhere, or have a byte changed, are refused 
       }
     }
     write_bytes(c.file, whole);
+  }
+}
+
+TEST_CASE("extents that config.json cannot mean are reported as it has them") {
+  const auto refusal = [](const std::string& key, const std::string& value) {
+    const std::string text = "{\"model_type\": \"llama\", \"vocab_size\": 270, \"hidden_size\": 64, \"intermediate_size\": 128, \"num_hidden_layers\": 2, "
+                             "\"num_attention_heads\": 4}";
+    auto json = nlohmann::json::parse(text);
+    json[key] = nlohmann::json::parse(value);
+    const auto config = read_hf_config("config.json", json);
+    REQUIRE(!config.ok());
+    return config.error().message;
+  };
+  for (const auto& [key, value] : {std::pair{"num_hidden_layers", "1000000000000"}, {"vocab_size", "4611686018427387904"}, {"hidden_size", "-1"},
+                                   {"num_key_value_heads", "-9223372036854775808"}, {"max_position_embeddings", "18446744073709551615"}}) {
+    CAPTURE(std::string(key));
+    CHECK_MESSAGE(refusal(key, value).find(std::string(" is ") + value) != std::string::npos, refusal(key, value));
   }
 }
 

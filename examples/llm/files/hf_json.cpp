@@ -15,9 +15,9 @@ lowbit::failure fail(lowbit::errc kind, std::string_view path, std::string_view 
   return {kind, std::string{path} + ": " + std::string{what}};
 }
 
-// A value that is not what its key asks for.
+// A value that is not what its key asks for, and what it is instead.
 struct wrong_value {
-  std::string key;
+  std::string key, is = "of another kind than expected";
 };
 
 // Runs a reader; what nlohmann throws (a key missing, a value of another type) becomes a failure.
@@ -26,7 +26,7 @@ auto guarded(std::string_view path, F&& f) -> decltype(f()) {
   try {
     return f();
   } catch (const wrong_value& e) {
-    return fail(lowbit::errc::malformed, path, "the value of '" + e.key + "' is of another kind than expected");
+    return fail(lowbit::errc::malformed, path, "the value of '" + e.key + "' is " + e.is);
   } catch (const json::exception& e) {
     return fail(lowbit::errc::malformed, path, e.what());
   }
@@ -110,8 +110,9 @@ lowbit::result<model_config> read_hf_config(std::string_view path, const json& j
     if (value_or(j, "attention_bias", false) || value_or(j, "mlp_bias", false))
       return fail(lowbit::errc::unsupported, path, "biases are not supported");
     if (value_or<std::string>(j, "hidden_act", "silu") != "silu") return fail(lowbit::errc::unsupported, path, "only silu is supported");
-    const auto extent = [&](const char* key, std::int64_t otherwise) {
-      return static_cast<std::size_t>(std::clamp<std::int64_t>(value_or(j, key, otherwise), 0, std::int64_t{1} << 32));
+    const auto extent = [&](const char* key, std::size_t otherwise) {
+      if (const auto found = j.find(key); found != j.end() && found->is_number_integer() && *found < 0) throw wrong_value{key, found->dump()};
+      return value_or(j, key, otherwise);
     };
     model_config c;
     c.vocabulary = extent("vocab_size", 0);
@@ -119,8 +120,8 @@ lowbit::result<model_config> read_hf_config(std::string_view path, const json& j
     c.intermediate = extent("intermediate_size", 0);
     c.layers = extent("num_hidden_layers", 0);
     c.heads = extent("num_attention_heads", 0);
-    c.kv_heads = extent("num_key_value_heads", static_cast<std::int64_t>(c.heads));
-    c.head_dim = extent("head_dim", c.heads == 0 ? 0 : static_cast<std::int64_t>(c.hidden / c.heads));
+    c.kv_heads = extent("num_key_value_heads", c.heads);
+    c.head_dim = extent("head_dim", c.heads == 0 ? 0 : c.hidden / c.heads);
     c.context = extent("max_position_embeddings", 2048);
     c.norm_epsilon = value_or(j, "rms_norm_eps", 1e-6f);
     c.rope = rope_order::halves;
