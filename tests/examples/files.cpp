@@ -120,6 +120,55 @@ TEST_CASE("a model that has a tensor twice, its floats beside its codes, is refu
   CHECK(built.error().message == "tensor " + model->tensors[3].name + " is there twice");
 }
 
+TEST_CASE("a path to a safetensors file opens that file, with the configuration and the tokeniser of its folder") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  const auto original = open_checkpoint(write_tiny_model(folder));
+  REQUIRE(original.ok());
+  for (const char* format : {"nf4", "fp4"}) {
+    checkpoint model = *original;
+    const requantisation how = plan_for(model, *lowbit::find_format(format), lowbit::method::rtn);
+    REQUIRE(save_model(folder / format, model, how.format, [&](const tensor& t) { return requantise(t, how, threads); }).ok());
+  }
+  std::filesystem::rename(folder / "fp4/model.safetensors", folder / "nf4/variant.safetensors");
+  const auto query = [](const lowbit::result<checkpoint>& model) {
+    REQUIRE_MESSAGE(model.ok(), (model.ok() ? "" : model.error().message));
+    return model->find("blk.0.attn_q.weight")->spec->values.values[1];
+  };
+  CHECK(query(open_checkpoint(folder / "nf4")) == lowbit::spec_of<lowbit::nf4>.values.values[1]);
+  CHECK(query(open_checkpoint(folder / "nf4/variant.safetensors")) == lowbit::spec_of<lowbit::fp4>.values.values[1]);
+  const auto missing = open_checkpoint(folder / "nf4/missing.safetensors");
+  REQUIRE(!missing.ok());
+  CHECK(missing.error().message.find("nf4/missing.safetensors") != std::string::npos);
+  std::filesystem::remove(folder / "nf4/model.safetensors");
+  CHECK(open_checkpoint(folder / "nf4/variant.safetensors").ok());
+}
+
+TEST_CASE("a quantised weight whose file was changed in place is refused where it is read, not read in its new shape") {
+  const temporary_folder folder;
+  thread_pool threads{1};
+  auto model = open_checkpoint(write_tiny_model(folder));
+  REQUIRE(model.ok());
+  const requantisation how = plan_for(*model, *lowbit::find_format("nf4"), lowbit::method::rtn);
+  REQUIRE(save_model(folder / "nf4", *model, how.format, [&](const tensor& t) { return requantise(t, how, threads); }).ok());
+  const auto opened = open_checkpoint(folder / "nf4");
+  REQUIRE(opened.ok());
+  const tensor& query = *opened->find("blk.0.attn_q.weight");
+  REQUIRE((query.rows == 64 && query.cols == 64 && query.read().ok()));
+  const std::string path = folder / "nf4/model.safetensors";
+  for (const char* other : {"[32,128]", "[128,32]", "[ oops ]"}) {  // as many weights in another shape, and none at all
+    std::string bytes = read_bytes(path);
+    for (std::size_t at = bytes.find("[64, 64]"); at != bytes.npos; at = bytes.find("[64, 64]")) bytes.replace(at, 8, other);
+    const std::string whole = read_bytes(path);
+    write_bytes(path, bytes);
+    const auto read = query.read();
+    REQUIRE(!read.ok());
+    if (other[1] != ' ') CHECK(read.error().message == "tensor blk.0.attn_q.weight: its file has changed since it was opened");
+    write_bytes(path, whole);
+  }
+  CHECK(query.read().ok());
+}
+
 TEST_CASE("a save that fails half-way leaves nothing behind") {
   for (const char* format : {"q4_0", "nf4"}) {
     const temporary_folder folder;

@@ -23,26 +23,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The files that a model's weights and shapes come from.
-std::vector<fs::path> files_of(const fs::path& path) {
-  std::error_code ignored;
-  std::vector<fs::path> files;
-  if (fs::is_directory(path, ignored)) {
-    for (const auto& entry : fs::directory_iterator(path, ignored))
-      if (entry.path().extension() == ".safetensors" || entry.path().extension() == ".json") files.push_back(entry.path());
-  } else {
-    files.push_back(path);
-    const std::string name = path.filename().string();  // …-00001-of-00003.gguf has others beside it
-    constexpr std::string_view first = "-00001-of-";
-    if (const auto at = name.rfind(first); at != name.npos)
-      for (const auto& entry : fs::directory_iterator(path.has_parent_path() ? path.parent_path() : fs::path("."), ignored))
-        if (entry.path().filename().string().starts_with(name.substr(0, at) + '-') && entry.path().extension() == ".gguf" && entry.path().filename() != name)
-          files.push_back(entry.path());
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
-
 lowbit::result<loaded_model> load(const std::string& path, const common_options& common, thread_pool& threads, const weight_source& source,
                                   std::unique_ptr<lowbit::panel_cache> panels) {
   auto file = open_checkpoint(path, common.tokeniser);

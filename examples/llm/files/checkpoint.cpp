@@ -1,11 +1,15 @@
 #include "load.hpp"
 
+#include <lowbit/io/gguf_model.hpp>
 #include <lowbit/matrix/non_finite.hpp>
 
+#include <algorithm>
+#include <charconv>
 #include <cstring>
-#include <filesystem>
 
 namespace llm {
+
+namespace fs = std::filesystem;
 
 tensor mapped_tensor(std::string name, bool is_vector, std::size_t rows, std::size_t cols, const lowbit::format_spec& spec, mapper map, double factor) {
   tensor t{std::move(name), is_vector, rows, cols, &spec, rows * spec.row_bytes(cols), {}};
@@ -36,11 +40,13 @@ std::vector<tensor> parts_of(const tensor& t, std::size_t most) {
 }
 
 namespace {
+fs::path folder_of(const fs::path& file) { return file.has_parent_path() ? file.parent_path() : "."; }
+
 lowbit::result<checkpoint> open_any(const std::string& path, const std::string& tokeniser_path) {
   std::error_code ignored;
-  const std::filesystem::path p{path};
-  if (std::filesystem::is_directory(p, ignored)) return open_hf(path);
-  if (p.extension() == ".safetensors") return open_hf(p.has_parent_path() ? p.parent_path().string() : ".");
+  const fs::path p{path};
+  if (fs::is_directory(p, ignored)) return open_hf(path);
+  if (p.extension() == ".safetensors") return open_hf(folder_of(p).string(), path);
   if (p.extension() == ".bin") return open_llama2c(path, tokeniser_path);
   return open_gguf(path);
 }
@@ -48,9 +54,31 @@ lowbit::result<checkpoint> open_any(const std::string& path, const std::string& 
 
 lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path) {
   auto c = open_any(path, tokeniser_path);
-  if (c)
-    if (const lowbit::status whole = complete(c->words); !whole) return lowbit::failure{whole.error().kind, path + ": " + whole.error().message};
+  if (!c) return c;
+  if (const lowbit::status whole = complete(c->words); !whole) return lowbit::failure{whole.error().kind, path + ": " + whole.error().message};
+  for (fs::path& file : files_of(path)) c->files.push_back(std::move(file));
   return c;
+}
+
+std::vector<fs::path> files_of(const fs::path& path) {
+  std::error_code ignored;
+  std::vector<fs::path> files;
+  const bool is_folder = fs::is_directory(path, ignored);
+  if (!is_folder) files.push_back(path);
+  if (is_folder || path.extension() == ".safetensors") {
+    for (const auto& entry : fs::directory_iterator(is_folder ? path : folder_of(path), ignored))
+      if (entry.path().extension() == ".json" || (is_folder && entry.path().extension() == ".safetensors")) files.push_back(entry.path());
+  } else {
+    const std::string name = path.filename().string();  // ...-00001-of-00003.gguf has others beside it
+    constexpr std::string_view first = "-00001-of-";
+    std::uint16_t count = 0;
+    if (const auto at = name.rfind(first); at != name.npos) std::from_chars(name.data() + at + first.size(), name.data() + name.size(), count);
+    if (const auto prefix = lowbit::gguf_split_prefix(name, 0, count))
+      for (std::size_t i = 1; i < count; ++i)
+        if (fs::path part = path.parent_path() / lowbit::gguf_split_name(*prefix, i, count); fs::exists(part, ignored)) files.push_back(std::move(part));
+  }
+  std::sort(files.begin(), files.end());
+  return files;
 }
 
 lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to) {

@@ -12,6 +12,7 @@
 #include <lowbit/io/mapped_file.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -61,6 +62,7 @@ struct checkpoint {
   std::shared_ptr<const lowbit::gguf_metadata> metadata;  ///< as the file has it; null if it is not GGUF
   lowbit::gguf_metadata notes;                            ///< how it was quantised: for the metadata of files that are written
   std::string folder;                      ///< its Hugging Face folder, if it is one: for the files that are carried over
+  std::vector<std::filesystem::path> files;  ///< what it is read from, and what goes with it: no output may take their place
   std::string layout;                      ///< how matrices are stored, if as a quantised checkpoint: "gptq", "awq", ...
   std::vector<std::string> warnings;       ///< one line each, about something odd that was dealt with
 
@@ -77,9 +79,12 @@ using mapper = std::function<lowbit::result<lowbit::mapped_file>(std::size_t fir
 /// A tensor that lies in a file as it is; `factor` multiplies its values.
 tensor mapped_tensor(std::string name, bool is_vector, std::size_t rows, std::size_t cols, const lowbit::format_spec& spec, mapper map, double factor = 1.0);
 
-/// Opens a model: a .gguf file, a folder with config.json and safetensors, or llama2.c's .bin with its tokenizer beside it or
-/// named by `tokeniser_path`.
+/// Opens a model: a .gguf file, a folder with config.json and safetensors or one such file of a folder, or llama2.c's .bin with its
+/// tokenizer beside it or named by `tokeniser_path`.
 lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path = {});
+
+/// The files that the model at this path is in, sorted: its folder's, the parts of a GGUF, or the one file.
+std::vector<std::filesystem::path> files_of(const std::filesystem::path& path);
 
 /// A query or key matrix of `heads` heads with its rows brought from the other order of RoPE to this one: row 2i + s of a head in pairs
 /// is row s * head_dim / 2 + i in halves. Rows are whole blocks, so this holds in any format. Expects whole heads of even size.

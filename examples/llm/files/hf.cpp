@@ -71,8 +71,9 @@ std::optional<std::string> module_of(const lowbit::safetensors_model& model, con
   return lowbit::module_with_codes(t.name);
 }
 
-lowbit::result<checkpoint> open_hf(const std::string& folder) {
+lowbit::result<checkpoint> open_hf(const std::string& folder, const std::string& weights_path) {
   const fs::path path{folder};
+  const std::string& where = weights_path.empty() ? folder : weights_path;
   auto config = read_json(path / "config.json");
   if (!config) return std::move(config).error();
   auto numbers = read_hf_config((path / "config.json").string(), *config);
@@ -90,7 +91,7 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
   auto words = read_hf_tokeniser((path / "tokenizer.json").string(), *tokeniser, settings, *config);
   if (!words) return std::move(words).error();
 
-  auto opened = lowbit::safetensors_model::open(path);
+  auto opened = lowbit::safetensors_model::open(where);
   if (!opened) return std::move(opened).error();
   const auto model = std::make_shared<const lowbit::safetensors_model>(*std::move(opened));
 
@@ -108,7 +109,7 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
   c.folder = folder;
   for (const lowbit::safetensors_model::tensor& t : model->tensors()) {
     const auto fail = [&](lowbit::errc kind, const std::string& what) {
-      return lowbit::failure{kind, folder + ": tensor " + t.name + ' ' + what};
+      return lowbit::failure{kind, where + ": tensor " + t.name + ' ' + what};
     };
     if (t.name.ends_with(".rotary_emb.inv_freq") || (*tied && t.name.starts_with("lm_head."))) continue;  // computed; a copy
     if (lowbit::is_checkpoint_part(t.name)) continue;
@@ -126,7 +127,7 @@ lowbit::result<checkpoint> open_hf(const std::string& folder) {
       // Checked here; its tensors are mapped again when somebody wants them.
       lowbit::safetensors_parts parts(*model);
       const auto w = find_quantised(parts, *module, *quantisation);
-      if (w && !*w) return lowbit::failure{w->error().kind, folder + ": " + w->error().message};
+      if (w && !*w) return lowbit::failure{w->error().kind, where + ": " + w->error().message};
       if (w) {
         const lowbit::checkpoint_weight& found = **w;
         if (!found.warning.empty()) c.warnings.push_back(found.warning);
