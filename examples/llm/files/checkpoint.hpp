@@ -1,5 +1,6 @@
 // A model as files hold it: configuration, tokeniser and tensors, whatever the kind of file. Tensors stay where they are mapped
-// until somebody asks for one, so that a model larger than memory can be quantised.
+// until somebody asks for one, so that a model larger than memory can be quantised. Its files must not be cut off meanwhile, which would end
+// in SIGBUS (lowbit/io/mapped_file.hpp); what is written into them is noticed where it would be read out of bounds.
 #pragma once
 
 #include "../engine/config.hpp"

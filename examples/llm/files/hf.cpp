@@ -133,10 +133,13 @@ lowbit::result<checkpoint> open_hf(const std::string& folder, const std::string&
         if (!found.warning.empty()) c.warnings.push_back(found.warning);
         c.layout = found.family != nullptr ? found.family->name : "bitsandbytes";
         tensor out{*name, false, found.rows, found.cols, found.spec, found.bytes, {}};
-        out.read = [model, module = *module, quantisation]() -> lowbit::result<weights> {
+        out.read = [model, module = *module, quantisation, name = *name, rows = found.rows, cols = found.cols, spec = found.spec]() -> lowbit::result<weights> {
           lowbit::safetensors_parts again(*model);
           const auto weight = find_quantised(again, module, *quantisation);
-          if (!*weight) return weight->error();
+          if (weight && !*weight) return weight->error();
+          // Shapes are among the data of some layouts: who made room for the declared one is not given another.
+          if (!weight || (*weight)->rows != rows || (*weight)->cols != cols || (*weight)->spec != spec)
+            return in_tensor(name, {lowbit::errc::malformed, "its file has changed since it was opened"});
           lowbit::serial_executor serial;
           auto read = (*weight)->read(serial);
           if (!read) return std::move(read).error();

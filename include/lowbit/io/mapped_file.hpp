@@ -1,4 +1,7 @@
 // A file, or a part of one, as read-only bytes mapped by the operating system: nothing is copied or allocated.
+//
+// The file has to stay as it is meanwhile. What is written into it shows in the bytes, and where it is cut off, reading what was behind the
+// new end stops the process with SIGBUS: no check can come before that. Who replaces a file by renaming another one disturbs nobody.
 #pragma once
 
 #include <lowbit/core/error.hpp>
