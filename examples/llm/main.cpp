@@ -23,16 +23,6 @@ void clean_up(int signal) {
   std::raise(signal);
 }
 
-// A message as one line: names from files may have anything in them.
-std::string line_of(const std::string& message) {
-  std::string line;
-  for (const char c : message) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) line += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
-    else line += c;
-  }
-  return line;
-}
-
 // What was chosen, its output included.
 lowbit::status run(const llm::action& chosen) {
   const lowbit::failure unwritten{lowbit::errc::io, "standard output cannot be written to"};
@@ -90,6 +80,6 @@ int main(int argc, char** argv) {
   }
   const lowbit::status status = run(chosen);
   if (status) return 0;
-  fmt::print(stderr, "lowbit: {}\n", line_of(status.error().message));
+  fmt::print(stderr, "lowbit: {}\n", llm::line_of(status.error().message));
   return 2;
 }

@@ -7,9 +7,12 @@
 #include <nlohmann/json.hpp>
 
 #include <atomic>
+#include <charconv>
+#include <cstdint>
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <string_view>
 
 namespace llm {
 
@@ -35,6 +38,30 @@ inline CLI::Validator number_between(double low, double high) {
     std::string range = std::to_string(low);
     return text + " is not between " + range.substr(0, range.find('.')) + " and " + std::to_string(static_cast<long>(high));
   }, "FROM " + std::to_string(static_cast<long>(low)) + " TO " + std::to_string(static_cast<long>(high)));
+}
+
+/// To transform() options by: a whole number from `low` on, in digits. (CLI11 by itself takes -1 for 2^64 - 1, whatever does not fit for that
+/// too, and 010 for eight.)
+inline CLI::Validator whole_number(std::uint64_t low = 0) {
+  return CLI::Validator([low](std::string& text) -> std::string {
+    std::uint64_t v = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), v);
+    if (error != std::errc{} || end != text.data() + text.size() || v < low) return text + " is not a whole number from " + std::to_string(low) + " to 2^64 - 1";
+    text = std::to_string(v);
+    return {};
+  }, "FROM " + std::to_string(low));
+}
+
+/// A text as one line for people, what steers terminals made visible: names from files may have anything in them.
+inline std::string line_of(std::string_view text) {
+  constexpr std::string_view digits = "0123456789abcdef";
+  std::string line;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f) line.append("\\x").append({digits[byte >> 4], digits[byte & 15]});
+    else line += c;
+  }
+  return line;
 }
 
 /// Prints one JSON value; bytes that are not UTF-8 (of files' names) are replaced.

@@ -101,13 +101,13 @@ lowbit::status run(const std::string& path, const common_options& common) {
   for (const auto& [key, value] : c->metadata.items()) {
     std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
     if (text.size() > 90) text = text.substr(0, 87) + "...";
-    fmt::print("{:<42} {}\n", key, text);
+    fmt::print("{:<42} {}\n", line_of(key), line_of(text));
   }
   if (!c->metadata.empty()) fmt::print("\n");
   for (const entry& e : c->tensors) {
     std::string shape;
     for (const std::uint64_t d : e.shape) shape += (shape.empty() ? "" : " x ") + std::to_string(d);
-    fmt::print("{:<42} {:<8} {:>18} {:>14}\n", e.name, e.type, shape, e.bytes);
+    fmt::print("{:<42} {:<8} {:>18} {:>14}\n", line_of(e.name), e.type, shape, e.bytes);
   }
   fmt::print("\n{:<8} {:>8} {:>16} {:>16} {:>14}\n", "type", "tensors", "elements", "bytes", "bits/element");
   for (const auto& [type, t] : by_type) fmt::print("{:<8} {:>8} {:>16} {:>16} {:>14.3f}\n", type, t.tensors, t.elements, t.bytes, bits(t));
