@@ -142,6 +142,16 @@ TEST_CASE("merging says what is left of the adapter, and keeps what is lost besi
   CHECK(s.kl(s.folder / "hf" + " --adapter " + s.folder / "hf.adapter", s.folder / "f32.gguf") < s.kl(s.folder / "hf", s.folder / "f32.gguf"));
 }
 
+TEST_CASE("merge writes over no adapter that it reads") {
+  const scene s;
+  const std::string beside = s.folder / "out.adapter.gguf", bytes = read_bytes(s.gguf);
+  check_refused("merge " + s.model + " " + s.gguf + " " + s.gguf + " --format q4_0", {s.gguf, "would replace"});
+  std::filesystem::copy_file(s.gguf, beside);
+  check_refused("merge " + s.model + " " + beside + " " + s.folder / "out.gguf" + " --format q4_0 --keep-adapter", {beside, "would replace"});
+  CHECK(read_bytes(s.gguf) == bytes);
+  CHECK(read_bytes(beside) == bytes);
+}
+
 TEST_CASE("an adapter that is pooled over blocks is merged into their offsets") {
   const scene s(tiny_adapter(3, 0.1f, 32));
   const std::string base = s.folder / "base.gguf", out = s.folder / "out.gguf";

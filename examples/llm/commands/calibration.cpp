@@ -26,6 +26,7 @@ lowbit::result<calibration_samples> disclosed_samples(const calibration_options&
   if (!words) return words.error();
   auto samples = read_samples(o, *words, model.config);
   if (samples) samples->disclose(model.notes);
+  model.files.emplace_back(o.text);
   return samples;
 }
 

@@ -23,6 +23,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (lowbit::status valid = check_model(*model); !valid) return valid;
   const auto samples = disclosed_samples(o.calibration, "imatrix", *model);
   if (!samples) return samples.error();
+  if (lowbit::status possible = check_output(o.out, *model); !possible) return possible;
   thread_pool threads{common.threads};
   const requantisation how = plan_for(*model, lowbit::id_of<lowbit::f32>(), lowbit::method::rtn);
   progress bar{"running"};

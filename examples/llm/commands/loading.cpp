@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <map>
 
 namespace llm {
@@ -22,6 +23,14 @@ void warn(const checkpoint& file) {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Whether it is a cache of panels, of whatever source and version, or what is left of one behind its header.
+bool is_cache(const fs::path& path) {
+  const auto file = lowbit::mapped_file::open(path);
+  if (!file) return false;
+  const auto header = lowbit::read_gguf_header(file->bytes(), std::numeric_limits<std::ptrdiff_t>::max());
+  return header && header->metadata.find<std::string>("general.type") == "lowbit.panels";
+}
 
 lowbit::result<loaded_model> load(const std::string& path, const common_options& common, thread_pool& threads, const weight_source& source,
                                   std::unique_ptr<lowbit::panel_cache> panels) {
@@ -60,6 +69,10 @@ lowbit::result<loaded_model> load_model(const std::string& path, const common_op
     return load(path, common, threads, stored, std::make_unique<lowbit::panel_cache>(*std::move(cache)));
   auto loaded = load(path, common, threads, stored, nullptr);
   if (!loaded) return loaded;
+  if (fs::exists(fs::symlink_status(beside, ignored)) && !is_cache(beside)) {  // a link that leads nowhere is not followed either
+    fmt::print(stderr, "lowbit: no cache of panels: {} is there already, and is none\n", line_of(beside.string()));
+    return loaded;
+  }
   const auto entries = matrices_of(*loaded->model);
   // Only if the files did not change while they were read.
   if (const auto again = lowbit::fingerprint(files); !again || *again != *source) return loaded;

@@ -25,7 +25,8 @@ void warn(const checkpoint& file);
 lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads,
                                         const weight_source& source);
 /// The weights as stored. With `common.cache`, panels come from MODEL.panels (in a folder: model.panels) where that was made from these
-/// files as they are now; otherwise they are built and written there. That nothing can be written is said, and no failure.
+/// files as they are now; otherwise they are built and written there, in the place of
+/// nothing but an older cache. That nothing can be written is said, and no failure.
 lowbit::result<loaded_model> load_model(const std::string& path, const common_options& common, thread_pool& threads);
 
 /// The weights quantised as they are loaded, tensor by tensor: no second file, no second copy. Fails for an unknown format.

@@ -89,6 +89,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (!model) return model.error();
   warn(*model);
   if (lowbit::status valid = check_model(*model); !valid) return valid;
+  for (std::filesystem::path& file : files_of(o.adapter)) model->files.push_back(std::move(file));
   const bool calibrated = method->needs_data || !o.calibration.text.empty();
   const auto format = choose_formats(*model, o.formats, method->needs_data);
   if (!format) return format.error();

@@ -2,6 +2,7 @@
 
 #include "../calibrate/groups.hpp"
 #include "names.hpp"
+#include "save.hpp"
 
 #include <lowbit/adapt/merge.hpp>
 #include <lowbit/adapt/merge_offsets.hpp>
@@ -203,6 +204,7 @@ std::string outliers_beside(const std::string& model) {
 
 lowbit::result<std::string> save_adapter(const std::string& path, lowbit::adapter a, const checkpoint& model) {
   if (model.config.rope == rope_order::pairs) {
+    if (lowbit::status possible = check_output(path + ".gguf", model); !possible) return std::move(possible).error();
     if (const lowbit::status s = lowbit::write_gguf_adapter(path + ".gguf", a); !s) return s.error();
     return path + ".gguf";
   }
@@ -213,6 +215,7 @@ lowbit::result<std::string> save_adapter(const std::string& path, lowbit::adapte
       hf.bases.emplace(*hf_name(name), base->second.substr(0, base->second.find(' ')));
     hf.weights.emplace(*hf_name(name), std::move(f));
   }
+  if (lowbit::status possible = check_output(std::filesystem::path{path} / "adapter_model.safetensors", model); !possible) return std::move(possible).error();
   if (const lowbit::status s = lowbit::write_peft_adapter(path, hf, model.name); !s) return s.error();
   return path;
 }

@@ -125,9 +125,15 @@ lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint&
     declare(t.name, form, t.is_vector);
     if (form.factor != 1.0) declare(gguf_factor_name(t.name), {&lowbit::spec_of<lowbit::f32>, 1, 1}, true);
   }
-  if (part_bytes == 0) return write_tensors(lowbit::gguf_writer::create(path, metadata, shapes), model, forms, source, progress);
+  if (part_bytes == 0) {
+    if (lowbit::status possible = check_output(path, model); !possible) return std::move(possible).error();
+    return write_tensors(lowbit::gguf_writer::create(path, metadata, shapes), model, forms, source, progress);
+  }
   const std::string prefix = path.ends_with(".gguf") ? path.substr(0, path.size() - 5) : path;
-  return write_tensors(lowbit::gguf_split_writer::create(prefix, metadata, shapes, part_bytes), model, forms, source, progress);
+  auto writer = lowbit::gguf_split_writer::create(prefix, metadata, shapes, part_bytes);
+  for (std::size_t i = 0; writer && i < writer->parts(); ++i)  // nothing has appeared yet
+    if (lowbit::status possible = check_output(lowbit::gguf_split_name(prefix, i, writer->parts()), model); !possible) return std::move(possible).error();
+  return write_tensors(std::move(writer), model, forms, source, progress);
 }
 
 }  // namespace llm

@@ -120,6 +120,7 @@ lowbit::result<checkpoint> open_llama2c(const std::string& path, const std::stri
   auto words = read_tokeniser(beside, m.vocabulary);
   if (!words) return std::move(words).error();
   c.words = *std::move(words);
+  c.files.emplace_back(beside);
   return c;
 }
 

@@ -38,10 +38,18 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
   return how;
 }
 
+lowbit::status check_output(const std::filesystem::path& path, const checkpoint& model) {
+  std::error_code ignored;  // what is not there is not the same
+  for (const std::filesystem::path& input : model.files)
+    if (std::filesystem::equivalent(path, input, ignored))
+      return lowbit::failure{lowbit::errc::bad_value, path.string() + ": is not written, as it would replace " + input.string() + ", which is read"};
+  return lowbit::done{};
+}
+
 lowbit::status check_target(const std::string& path, const checkpoint& model, lowbit::format_id format, std::size_t part_bytes) {
   const container into = container_of(model, format);
   const std::string name{lowbit::spec_of_id(format).name};
-  if (into == container::gguf) return lowbit::done{};
+  if (into == container::gguf) return part_bytes == 0 ? check_output(path, model) : lowbit::done{};
   if (into == container::none) return lowbit::failure{lowbit::errc::unsupported, "no file that lowbit writes holds this model in " + name};
   if (part_bytes != 0) return lowbit::failure{lowbit::errc::unsupported, "only GGUF is written in parts, and it does not hold " + name};
   if (path.ends_with(".gguf")) return lowbit::failure{lowbit::errc::bad_value, path + " names a GGUF file, which does not hold " + name + "; that is written as a folder"};

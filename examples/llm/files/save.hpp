@@ -16,7 +16,11 @@ container container_of(const checkpoint& model, lowbit::format_id format);
 /// "gguf", "bitsandbytes", "compressed-tensors", or "" for none.
 std::string_view name_of(container c) noexcept;
 
-/// Whether save_model can write that, to be asked before the work is done: there is a container, and if it is a folder, none of this name.
+/// Fails where the file to be written is one that the model is read from, by whatever name.
+lowbit::status check_output(const std::filesystem::path& path, const checkpoint& model);
+
+/// Whether save_model can write that, to be asked before the work is done: there is a container, and if it is a folder, none of this name,
+/// or if it is one file, not one of the model's own.
 lowbit::status check_target(const std::string& path, const checkpoint& model, lowbit::format_id format, std::size_t part_bytes = 0);
 
 /// How to requantise this model for save_model: with the row order of the container. Tells `model` about it, so that it runs as well.
