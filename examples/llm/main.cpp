@@ -59,6 +59,8 @@ int main(int argc, char** argv) {
   for (CLI::App* command : app.get_subcommands({})) {
     command->add_option("--threads", common.threads, "Threads to use; 0 for as many as the machine has")->capture_default_str()->check(CLI::Range(0, 1024));
     command->add_flag("--json", common.json, "Print one JSON value instead of text");
+    for (CLI::Option* const path : command->get_options())
+      if (path->get_positional()) path->check([](const std::string& text) { return std::string(text.empty() ? "the path is empty" : ""); });
     command->add_option("--tokenizer", common.tokeniser, "For a llama2.c checkpoint: the tokenizer's file, if it is not beside the model");
   }
   if (argc > 1 && argv[1][0] != '-') {

@@ -65,3 +65,31 @@ TEST_CASE("a file that is no cache of panels is not replaced by one") {
   }
   CHECK(!std::filesystem::exists(folder / "nowhere"));
 }
+
+TEST_CASE("whole numbers are what they say, or are refused") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), text = folder / "text.txt";
+  write_bytes(text, std::string(400, 'a'));
+  const std::string calibrated = "imatrix --json " + model + " " + folder / "m.gguf" + " --calibration " + text;
+  for (const char* seed : {"-1", "18446744073709551616", "1e3", "0x10", "''"}) check_refused(calibrated + " --seed " + seed, {"--seed", "is not a whole number"});
+  for (const char* length : {"0", "1", "-5", "18446744073709551616"}) {
+    check_refused(calibrated + " --calibration-length " + length, {"--calibration-length", length, "is not a whole number from 2"});
+    check_refused("evaluate " + model + " --text " + text + " --context " + length, {"--context", length, "is not a whole number from 2"});
+  }
+  check_refused("evaluate " + model + " --text " + text + " --tokens -1", {"--tokens", "-1"});
+  CHECK(!std::filesystem::exists(folder / "m.gguf"));
+  for (const auto& [given, seed] : {std::pair{"18446744073709551615", "18446744073709551615"}, {"010", "10"}}) {
+    const outcome o = run(calibrated + " --calibration-length 32 --seed " + given);
+    REQUIRE(o.code == 0);
+    CHECK(nlohmann::json::parse(o.out)["calibrated_on"].get<std::string>().find(std::string("(seed ") + seed + ',') != std::string::npos);
+  }
+  // More than the model's context of 64 is that context.
+  CHECK(run("evaluate " + model + " --text " + text + " --context 100000").out == run("evaluate " + model + " --text " + text + " --context 64").out);
+}
+
+TEST_CASE("an empty path is said to be empty") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder);
+  for (const std::string command : {"inspect ''", "verify ''", "generate ''"}) check_refused(command, {"the path is empty"});
+  check_refused("quantise " + model + " '' --format q4_0", {"out", "the path is empty"});
+}

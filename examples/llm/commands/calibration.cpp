@@ -10,8 +10,9 @@ void add_calibration(CLI::App& command, calibration_options& o, const std::strin
   command.add_option("--calibration", o.text, "A UTF-8 text for the methods that need data" + without_text);
   command.add_option("--calibration-tokens", o.plan.tokens, "Calibrate on so many tokens at most; their hidden states are kept in memory, 4 bytes x hidden size each")
       ->capture_default_str()->check(CLI::Range(std::size_t{2}, std::size_t{1} << 32));
-  command.add_option("--calibration-length", o.plan.length, "Tokens in a sequence (default 512, or what the model was trained for)");
-  command.add_option("--seed", o.plan.seed, "Of the choice of sequences and of random rotations")->capture_default_str();
+  command.add_option("--calibration-length", o.plan.length, "Tokens in a sequence (default 512), but never more than the model was trained for")
+      ->transform(whole_number(2));
+  command.add_option("--seed", o.plan.seed, "Of the choice of sequences and of random rotations")->capture_default_str()->transform(whole_number());
 }
 
 lowbit::result<calibration_samples> read_samples(const calibration_options& o, const tokeniser& words, const model_config& c) {

@@ -290,8 +290,8 @@ void add_compare(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("--method,--methods", o->methods, "Methods to try, separated by commas: " + recipe_names())->delimiter(',')->capture_default_str();
   c->add_option("--text", o->text, "A UTF-8 text to evaluate on (default: one that the float32 model writes)");
   add_calibration(*c, o->calibration, " (default: one that the float32 model writes, with another seed than the text that is evaluated on)");
-  c->add_option("--context", o->context, "Tokens in a window (default 256, or what the model was trained for)");
-  c->add_option("--tokens", o->tokens, "Predict so many tokens (default: by the size of the vocabulary, 64 to 4096)");
+  c->add_option("--context", o->context, "Tokens in a window (default 256), but never more than the model was trained for")->transform(whole_number(2));
+  c->add_option("--tokens", o->tokens, "Predict so many tokens (default: by the size of the vocabulary, 64 to 4096)")->transform(whole_number(1));
   add_activations(*c, o->activations);
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

@@ -72,8 +72,8 @@ void add_evaluate(CLI::App& app, common_options& common, action& chosen) {
   c->add_flag("--cache", common.cache, "Keep the model's panels in a file beside it, so that it starts at once the next time");
   c->add_option("--reference", o->reference, "The model to compare with, run in float32");
   c->add_option("--text", o->text, "A UTF-8 text")->required();
-  c->add_option("--context", o->context, "Tokens in a window (default 512, or what the model was trained for)");
-  c->add_option("--tokens", o->tokens, "Predict only so many tokens (default: the whole text)");
+  c->add_option("--context", o->context, "Tokens in a window (default 512), but never more than the model was trained for")->transform(whole_number(2));
+  c->add_option("--tokens", o->tokens, "Predict only so many tokens (default: the whole text)")->transform(whole_number(1));
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
   c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");
   add_activations(*c, o->activations);
