@@ -1,10 +1,12 @@
 // `lowbit verify FILE`: a GGUF or safetensors file, or a folder of them, looked at to the last byte: its structure, every weight, and a hash
-// of every tensor. Tensors that make a quantised weight together are looked at as that weight.
+// of every tensor. Tensors that make a quantised weight together are looked at as that weight, and a whole model is opened as by who runs it.
 #include "commands.hpp"
 #include "progress.hpp"
 
 #include "../engine/thread_pool.hpp"
+#include "../files/build.hpp"
 #include "../files/hf.hpp"
+#include "../text/tokeniser.hpp"
 
 #include <lowbit/io/gguf_model.hpp>
 #include <lowbit/io/integrity.hpp>
@@ -30,7 +32,7 @@ struct options {
 
 /// A tensor of any file: rows of a format where it has weights, bytes in any case.
 struct subject {
-  std::string name, type;
+  std::string name, type;                       // no name: all of the file
   std::vector<std::uint64_t> shape;             // the slowest dimension first
   std::size_t bytes = 0;
   const lowbit::format_spec* spec = nullptr;    // null: integers and other types without weights
@@ -44,11 +46,47 @@ struct verdict {
   lowbit::weight_findings found;
 };
 
+/// The model that the tensors make, opened as `generate` does.
+subject whole_model(const std::string& path) {
+  subject s;
+  s.weight = [path]() -> lowbit::result<lowbit::weight_findings> {
+    const auto model = open_checkpoint(path);
+    if (!model) return model.error();
+    const auto in_file = [&](const lowbit::failure& f) { return lowbit::failure{f.kind, path + ": " + f.message}; };
+    if (const auto words = tokeniser::from(model->words); !words) return in_file(words.error());
+    if (const lowbit::status valid = check_model(*model); !valid) return in_file(valid.error());
+    return lowbit::weight_findings{};
+  };
+  return s;
+}
+
+/// Bytes behind a GGUF file's last tensor that are more than its padding.
+std::vector<subject> bytes_behind(const std::string& path, const lowbit::gguf_model& model) {
+  const std::size_t alignment = model.metadata().find<std::uint32_t>("general.alignment").value_or(32);
+  const auto files = files_of(path);
+  std::vector<std::size_t> ends(model.parts());
+  for (const lowbit::gguf_model::tensor& t : model.tensors()) ends[t.file] = lowbit::round_up(t.offset + t.bytes, alignment);
+  std::vector<subject> all;
+  for (std::size_t i = 0; i < ends.size(); ++i) {
+    std::error_code unknown;
+    const std::size_t size = std::filesystem::file_size(files[i], unknown);
+    if (ends[i] == 0 || unknown || size <= ends[i]) continue;
+    all.emplace_back().weight = [file = files[i].string(), count = size - ends[i]]() -> lowbit::result<lowbit::weight_findings> {
+      return lowbit::failure{lowbit::errc::malformed, fmt::format("{}: has bytes behind its last tensor: {}", file, count)};
+    };
+  }
+  return all;
+}
+
 lowbit::result<std::vector<subject>> open_gguf_subjects(const std::string& path) {
   auto opened = lowbit::gguf_model::open(path);
   if (!opened) return std::move(opened).error();
   const auto model = std::make_shared<const lowbit::gguf_model>(*std::move(opened));
-  std::vector<subject> all;
+  std::vector<subject> all = bytes_behind(path, *model);
+  const lowbit::gguf_metadata& m = model->metadata();
+  // Not an adapter or an importance matrix, which say so, nor a vocabulary alone.
+  if (m.find("general.architecture") != nullptr && (m.find("general.type") == nullptr || m.find<std::string>("general.type") == "model") && !model->tensors().empty())
+    all.push_back(whole_model(path));
   for (const lowbit::gguf_model::tensor& t : model->tensors()) {
     subject s;
     s.name = t.name;
@@ -114,6 +152,7 @@ lowbit::result<std::vector<subject>> open_safetensors_subjects(const std::string
     return false;
   };
   std::vector<subject> all;
+  if (std::filesystem::exists(std::filesystem::path{path} / "config.json", ignored)) all.push_back(whole_model(path));
   for (const auto& [module, expected] : modules) all.push_back(quantised_weight(model, module, expected, *settings));
   for (const lowbit::safetensors_model::tensor& t : model->tensors()) {
     const bool is_part = !modules.empty() && lowbit::is_checkpoint_part(t.name);
@@ -163,7 +202,7 @@ std::vector<std::pair<std::string, bool>> lines_of(const subject& s, const verdi
   };
   add(f.not_finite, floats ? "weights" : "blocks", floats ? "are NaN or infinite" : "have a scale or minimum that is NaN or infinite", true);
   add(f.out_of_range, "blocks", "have a code, zero-point or scale out of range", true);
-  add(f.zero, floats ? "rows" : "blocks", "are all zero", !allow_zero_blocks);
+  if (s.shape.size() != 1) add(f.zero, floats ? "rows" : "blocks", "are all zero", !allow_zero_blocks);  // as biases often are
   return lines;
 }
 
@@ -198,18 +237,18 @@ lowbit::status run(const options& o, const common_options& common) {
     if (!s.weight) {
       ++tensor_count;
       tensors.push_back({{"name", s.name}, {"type", s.type}, {"shape", s.shape}, {"bytes", s.bytes}, {"sha256", verdicts[i].sha256}});
-      if (!common.json) fmt::print("{}  {:<8} {}\n", verdicts[i].sha256, s.type, s.name);
+      if (!common.json) fmt::print("{}  {:<8} {}\n", verdicts[i].sha256, s.type, line_of(s.name));
     }
     for (auto& [line, counts] : lines_of(s, verdicts[i], o.allow_zero_blocks)) {
       findings += counts;
-      list.push_back({{"tensor", s.name}, {"what", line}, {"is_error", counts}});
+      list.push_back({{"tensor", s.name.empty() ? json() : json(s.name)}, {"what", line}, {"is_error", counts}});
       lines.push_back(std::move(line));
     }
   }
   if (common.json) {
     print_json(json{{"file", o.path}, {"tensors", tensors}, {"findings", list}});
   } else {
-    for (const std::string& line : lines) fmt::print("{}\n", line);
+    for (const std::string& line : lines) fmt::print("{}\n", line_of(line));
   }
   if (findings != 0) return lowbit::failure{lowbit::errc::bad_value, fmt::format("{}: {} finding{} in {} tensors", o.path, findings, findings == 1 ? "" : "s", tensor_count)};
   if (!common.json) fmt::print("{}: {} tensors, nothing found\n", o.path, tensor_count);
