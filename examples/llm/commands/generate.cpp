@@ -111,7 +111,7 @@ void add_generate(CLI::App& app, common_options& common, action& chosen) {
   c->add_option("-n,--tokens", o->tokens, "Tokens to generate at most")->capture_default_str()->check(CLI::Range(1, 1 << 20));
   c->add_option("--temperature", o->draw.temperature, "0 takes the likeliest token, 1 draws as the model says")->capture_default_str()->check(number_between(0, 100));
   c->add_option("--top-p", o->draw.top_p, "Draw among the likeliest tokens that together have this probability")->capture_default_str()->check(number_between(0, 1));
-  c->add_option("--seed", o->draw.seed, "Of the draws")->capture_default_str();
+  c->add_option("--seed", o->draw.seed, "Of the draws")->capture_default_str()->transform(whole_number());
   c->add_flag("--special", o->special, "Names of control tokens in the prompt are those tokens");
   c->add_option("--quantise", o->quantise, "Quantise the matrices to this format as they are loaded");
   c->add_option("--kv-format", o->kv_format, "Keep keys and values in this format instead of floats, such as q8_0");

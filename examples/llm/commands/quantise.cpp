@@ -127,8 +127,7 @@ lowbit::status run(options o, const common_options& common) {
   if (!method) return method.error();
   if (o.formats.format.empty() && o.formats.budget == 0) return lowbit::failure{lowbit::errc::bad_value, "--format or --budget is needed"};
   if (o.formats.format.empty()) o.formats.format = "q4_k";  // until the budget has chosen
-  const bool uses_text = method->needs_data || o.formats.budget > 0;
-  if (!uses_text && !o.calibration.text.empty())
+  if (!method->needs_data && o.formats.budget == 0 && !o.calibration.text.empty())
     return lowbit::failure{lowbit::errc::bad_value, "--calibration: method " + o.method + " learns nothing from a text"};
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
@@ -137,6 +136,7 @@ lowbit::status run(options o, const common_options& common) {
     auto read = read_importance(o, *model);
     if (!read) return std::move(read).error();
     importance = *std::move(read);
+    model->files.emplace_back(o.imatrix);  // is not to be replaced either
     *method = {.name = "imatrix"};  // whatever the file does not name is rounded to nearest
     model->notes.set("quantize.imatrix.file", std::filesystem::path{o.imatrix}.filename().string());
     model->notes.set("quantize.imatrix.entries_count", static_cast<std::uint32_t>(importance->entries.size()));
@@ -151,7 +151,7 @@ lowbit::status run(options o, const common_options& common) {
   if (lowbit::status valid = check_model(*model); !valid) return lowbit::failure{valid.error().kind, o.in + ": " + valid.error().message};
   if (lowbit::status possible = check_target(o.out, *model, *format, o.part_bytes); !possible) return possible;
   std::optional<calibration_samples> samples;
-  if (uses_text) {
+  if (method->needs_data || o.formats.budget > 0) {
     auto chosen = disclosed_samples(o.calibration, o.formats.budget > 0 ? "--budget" : "method " + o.method, *model);
     if (!chosen) return std::move(chosen).error();
     samples = *std::move(chosen);
