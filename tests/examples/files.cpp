@@ -236,10 +236,14 @@ TEST_CASE("extents that config.json cannot mean are reported as it has them") {
     REQUIRE(!config.ok());
     return config.error().message;
   };
-  for (const auto& [key, value] : {std::pair{"num_hidden_layers", "1000000000000"}, {"vocab_size", "4611686018427387904"}, {"hidden_size", "-1"},
-                                   {"num_key_value_heads", "-9223372036854775808"}, {"max_position_embeddings", "18446744073709551615"}}) {
-    CAPTURE(std::string(key));
-    CHECK_MESSAGE(refusal(key, value).find(std::string(" is ") + value) != std::string::npos, refusal(key, value));
+  struct extent {
+    const char *key, *value;
+  };
+  for (const extent& e : {extent{"num_hidden_layers", "1000000000000"}, extent{"vocab_size", "4611686018427387904"}, extent{"hidden_size", "-1"},
+                          extent{"num_key_value_heads", "-9223372036854775808"}, extent{"max_position_embeddings", "18446744073709551615"}}) {
+    CAPTURE(std::string(e.key));
+    const std::string why = refusal(e.key, e.value);
+    CHECK_MESSAGE(why.find(std::string(" is ") + e.value) != std::string::npos, why);
   }
 }
 
