@@ -12,7 +12,7 @@ torch = tool("torch")
 gptqmodel = tool("gptqmodel")
 numpy = tool("numpy")
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear  # noqa: E402
-from gptqmodel.quantization import FORMAT  # noqa: E402
+from gptqmodel.quantization import FORMAT, QuantizeConfig  # noqa: E402
 from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module, convert_gptq_v2_to_v1_format_module  # noqa: E402
 
 executable, model = arguments()
@@ -76,4 +76,18 @@ with Folder() as folder:
         floats = floats_of(executable, target, folder, target.name + "-floats")
         for name, values in expected.items():
             same(values, floats[name], f"gptqmodel's {version} {bits} bits {name}")
+    # What its configuration says of every matrix, where they differ, is what the tensors' shapes say.
+    lowbit(executable, "quantise", source, folder / "mixed.gguf", "--format", "Q4_K_M")
+    lowbit(executable, "convert", folder / "mixed.gguf", folder / "mixed", "--to", "gptq")
+    config, tensors = QuantizeConfig.from_pretrained(str(folder / "mixed")), load(folder / "mixed")
+    widths = set()
+    for module in (name[:-8] for name in tensors if name.endswith(".qweight")):
+        inputs, groups = len(tensors[module + ".g_idx"]), len(tensors[module + ".scales"])
+        bits = len(tensors[module + ".qweight"]) * 32 // inputs
+        said = config.dynamic_get(module, "bits", config.bits), config.dynamic_get(module, "group_size", config.group_size)
+        if said != (bits, inputs // groups):
+            raise SystemExit(f"{module} has {bits} bits in groups of {inputs // groups}, its configuration says {said}")
+        widths.add(bits)
+    if len(widths) < 2:
+        raise SystemExit("the mixed model has one width")
 print(f"gptqmodel {gptqmodel.__version__} with torch {torch.__version__}: gptq 2, 3, 4, 8 bits, gptq_v2 2, 3, 4, 8 bits, gptq_p 3, 5, 6, 7 bits, act-order")
