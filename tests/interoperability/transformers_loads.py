@@ -38,7 +38,7 @@ with Folder() as folder:
         lowbit(executable, "convert", given, out, "--to", layout, *(["--format", form] if form else []))
         try:
             theirs = perplexity(out)
-        except (ImportError, RuntimeError, NotImplementedError) as error:
+        except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:
             if out.name not in NOT_ON_A_CPU:
                 raise
             unread.append(f"{out.name} ({type(error).__name__}: {str(error).splitlines()[0]})")
