@@ -7,6 +7,7 @@
 #include <lowbit/quantise/by_id.hpp>
 
 #include <doctest/doctest.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -295,6 +296,35 @@ TEST_CASE("GGUF to Hugging Face and back keeps every byte of the weights") {
     REQUIRE((words.ok() && words_again.ok()));
     CHECK(words->encode("hello there") == words_again->encode("hello there"));
   }
+}
+
+TEST_CASE("a chat template goes from file to file") {
+  const temporary_folder folder;
+  thread_pool threads{2};
+  const std::string hf = folder / "hf", chat = "{% for m in messages %}<s>{{ m['content'] }}\n{% endfor %}";
+  convert(write_tiny_model(folder), hf, "hf", nullptr, threads);
+  const auto into_gguf = [&] {
+    const std::string to = folder / "out.gguf";
+    std::filesystem::remove(to);
+    convert(hf, to, "gguf", nullptr, threads);
+    return opened(to).words.chat_template;
+  };
+  CHECK(into_gguf().empty());
+  const auto settings = [&](const nlohmann::json& value) {
+    auto j = nlohmann::json::parse(read_bytes(hf + "/tokenizer_config.json"));
+    j["chat_template"] = value;
+    write_bytes(hf + "/tokenizer_config.json", j.dump());
+  };
+  settings({{{"name", "tool_use"}, {"template", "tools"}}, {{"name", "default"}, {"template", chat}}});
+  CHECK(into_gguf() == chat);
+  settings(nullptr);
+  CHECK(into_gguf().empty());
+  settings(chat);
+  CHECK(into_gguf() == chat);
+  convert(folder / "out.gguf", folder / "again", "hf", nullptr, threads);
+  CHECK(nlohmann::json::parse(read_bytes(folder / "again/tokenizer_config.json"))["chat_template"] == chat);
+  write_bytes(hf + "/chat_template.jinja", "of its own");  // counts before the settings, as in transformers
+  CHECK(into_gguf() == "of its own");
 }
 
 TEST_CASE("act-order checkpoints run, and a down projection's order is folded into gate and up") {

@@ -560,9 +560,9 @@ TEST_CASE("configurations say which layout it is, and unknown ones are refused")
     const auto layout = find_layout(name);
     REQUIRE(layout);
     const format_spec& s = layout->family == nullptr ? nf4::spec : layout->family->table != nullptr ? *layout->family->table : uniform_format(4, 64, true);
-    const auto text = quantization_config(*layout, std::vector<quantised_module>{{"m", &s, 256}}, {"lm_head"});
-    REQUIRE(text.ok());
-    const auto written = read_quantisation_config(json::parse(*text));
+    const auto config = quantization_config(*layout, std::vector<quantised_module>{{"m", &s, 256}}, {"lm_head"});
+    REQUIRE(config.ok());
+    const auto written = read_quantisation_config(*config);
     REQUIRE(written.ok());
     CHECK(written->method == (layout->family == nullptr ? "bitsandbytes" : layout->family->method));
     if (written->method == "gptq" || written->method == "awq") CHECK(written->family == layout->family);
@@ -573,10 +573,10 @@ TEST_CASE("a configuration names the matrices that differ, since loaders go by i
   using json = nlohmann::ordered_json;
   const format_spec &s4 = uniform_format(4, 128, true), &u4 = uniform_format(4, 128, false), &s8 = uniform_format(8, 32, true), &row = uniform_format(4, 256, true);
   const auto written = [](const char* layout, std::vector<quantised_module> modules) {
-    const auto text = quantization_config(*find_layout(layout), modules, {"lm_head"});
-    CAPTURE(text.ok() ? std::string() : text.error().message);
-    REQUIRE(text.ok());
-    return json::parse(*text);
+    const auto config = quantization_config(*find_layout(layout), modules, {"lm_head"});
+    CAPTURE(config.ok() ? std::string() : config.error().message);
+    REQUIRE(config.ok());
+    return *config;
   };
   const std::vector<quantised_module> mixed{{"model.layers.0.mlp.up_proj", &s4, 256}, {"model.layers.0.mlp.down_proj", &s8, 512}, {"model.layers.1.mlp.up_proj", &s4, 256}};
   // compressed-tensors: a group for each kind, with the names of its modules.

@@ -128,6 +128,7 @@ lowbit::result<vocabulary> read_vocabulary(const lowbit::gguf_metadata& m) {
   v.unknown = id("tokenizer.ggml.unknown_token_id");
   v.add_bos = values.take("tokenizer.ggml.add_bos_token", sentence) && v.bos >= 0;
   v.add_space_prefix = sentence && values.take("tokenizer.ggml.add_space_prefix", true);
+  v.chat_template = values.take<std::string>("tokenizer.chat_template", "");
   if (values.failed()) return *values.failed();
   return v;
 }

@@ -68,6 +68,7 @@ lowbit::gguf_metadata metadata_of(const checkpoint& model) {
   token("tokenizer.ggml.unknown_token_id", v.unknown);
   m.set("tokenizer.ggml.add_bos_token", v.add_bos);
   m.set("tokenizer.ggml.add_space_prefix", v.add_space_prefix);
+  if (!v.chat_template.empty()) m.set("tokenizer.chat_template", v.chat_template);
   return m;
 }
 

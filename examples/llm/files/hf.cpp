@@ -16,10 +16,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-lowbit::result<nlohmann::json> read_json(const fs::path& path) {
+lowbit::result<std::string> read_text(const fs::path& path) {
   auto file = lowbit::mapped_file::open(path);
   if (!file) return std::move(file).error();
-  return parse_json(path.string(), {reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()});
+  return std::string{reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size()};
+}
+
+lowbit::result<nlohmann::json> read_json(const fs::path& path) {
+  const auto text = read_text(path);
+  if (!text) return text.error();
+  return parse_json(path.string(), *text);
 }
 
 /// What the folder says of its quantisation: in its config.json, or in a file of the quantising tool's own.
@@ -90,6 +96,11 @@ lowbit::result<checkpoint> open_hf(const std::string& folder, const std::string&
   }
   auto words = read_hf_tokeniser((path / "tokenizer.json").string(), *tokeniser, settings, *config);
   if (!words) return std::move(words).error();
+  if (fs::exists(path / "chat_template.jinja", ignored)) {  // counts before the one in the settings
+    auto text = read_text(path / "chat_template.jinja");
+    if (!text) return std::move(text).error();
+    words->chat_template = *std::move(text);
+  }
 
   auto opened = lowbit::safetensors_model::open(where);
   if (!opened) return std::move(opened).error();

@@ -75,6 +75,16 @@ int named_token(const json& settings, const char* key, const std::unordered_map<
 
 bool is_type(const json& j, std::string_view type) { return j.is_object() && value_or<std::string>(j, "type", "") == type; }
 
+// A template, or of several named ones the one for plain chats.
+std::string chat_template_of(const json& settings) {
+  if (!settings.is_object()) return "";
+  const json templates = value_or(settings, "chat_template", json());
+  if (templates.is_array())
+    for (const json& named : templates)
+      if (named.is_object() && value_or<std::string>(named, "name", "") == "default") return value_or<std::string>(named, "template", "");
+  return templates.is_array() ? "" : value_or<std::string>(settings, "chat_template", "");
+}
+
 // The steps of a normalizer or pre_tokenizer, a lone one as a list of one.
 std::vector<json> steps_of(const json& j, const char* list) {
   if (j.is_null()) return {};
@@ -202,6 +212,7 @@ lowbit::result<vocabulary> read_hf_tokeniser(std::string_view path, const json& 
     v.eos = special("eos_token", "eos_token_id");
     v.unknown = named_token(model, "unk_token", ids);
     v.add_bos = settings.is_object() && value_or(settings, "add_bos_token", sentence);
+    v.chat_template = chat_template_of(settings);
     return v;
   });
 }
@@ -267,6 +278,7 @@ json hf_tokeniser_settings(const vocabulary& v) {
   json j{{"tokenizer_class", "PreTrainedTokenizerFast"}, {"add_bos_token", v.add_bos}, {"add_eos_token", false}};
   if (v.bos >= 0) j["bos_token"] = v.pieces[static_cast<std::size_t>(v.bos)];
   if (v.eos >= 0) j["eos_token"] = v.pieces[static_cast<std::size_t>(v.eos)];
+  if (!v.chat_template.empty()) j["chat_template"] = v.chat_template;
   return j;
 }
 

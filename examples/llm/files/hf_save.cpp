@@ -156,11 +156,11 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
   }
   const bool tied = model.find("output.weight") == nullptr;
   if (tied) left_alone.emplace_back("lm_head");  // loaders build one over the embedding
-  std::optional<std::string> quantisation;
+  std::optional<nlohmann::json> quantisation;
   if (layout && !quantised.empty()) {
-    auto text = lowbit::quantization_config(*layout, quantised, left_alone);
-    if (!text) return std::move(text).error();
-    quantisation = *std::move(text);
+    auto says = lowbit::quantization_config(*layout, quantised, left_alone);
+    if (!says) return std::move(says).error();
+    quantisation = nlohmann::json(*std::move(says));
   }
 
   nlohmann::json where = nlohmann::json::object();
@@ -198,7 +198,7 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
   }
   config.erase("dtype");
   config["torch_dtype"] = floats == nullptr || floats == &lowbit::spec_of<lowbit::f32> ? "float32" : floats == &lowbit::spec_of<lowbit::float16> ? "float16" : "bfloat16";
-  if (quantisation) config["quantization_config"] = nlohmann::json::parse(*quantisation);
+  if (quantisation) config["quantization_config"] = *std::move(quantisation);
   for (const auto& note : model.notes.entries()) config["lowbit"][note.key] = json_of(note.value);
   std::vector<std::pair<const char*, nlohmann::json>> texts;
   if (files.size() > 1)

@@ -30,6 +30,7 @@ struct vocabulary {
   int bos = -1, eos = -1, unknown = -1;     ///< token ids; -1: none
   bool add_bos = false;                     ///< a text begins with bos
   bool add_space_prefix = false;            ///< a text is read as if a space stood before it; sentencepiece only
+  std::string chat_template;                ///< Jinja, how messages become a text; only carried from file to file
 };
 
 /// Makes a vocabulary whole that a file gave: pieces are normal where it does not say. Fails where its lists are of different lengths or its

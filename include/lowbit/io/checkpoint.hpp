@@ -186,10 +186,10 @@ inline std::string pattern_of(std::string_view name) {
 }
 }  // namespace detail
 
-/// The `quantization_config` that loaders look for in config.json, as JSON text. Loaders go by it, not by the tensors' shapes: matrices that
+/// The `quantization_config` that loaders look for in config.json, as JSON. Loaders go by it, not by the tensors' shapes: matrices that
 /// differ are named (compressed-tensors: config_groups; GPTQModel: dynamic). Fails (unsupported), naming one, where the layout has one form for
 /// all. `not_quantised`: modules that stay floats. Expects a module.
-inline result<std::string> quantization_config(const checkpoint_layout& layout, std::span<const quantised_module> modules, const std::vector<std::string>& not_quantised) {
+inline result<nlohmann::ordered_json> quantization_config(const checkpoint_layout& layout, std::span<const quantised_module> modules, const std::vector<std::string>& not_quantised) {
   LOWBIT_EXPECTS(!modules.empty());
   const std::string_view name = layout.name;
   const checkpoint_family* const family = layout.family;
@@ -206,12 +206,12 @@ inline result<std::string> quantization_config(const checkpoint_layout& layout, 
       c["bnb_4bit_compute_dtype"] = "float32";
       c["bnb_4bit_quant_storage"] = "uint8";
     }
-    return c.dump(2);
+    return c;
   }
   if (family->method != "gptq" && family->method != "awq" && family->method != "compressed-tensors") {
     c = {{"quant_method", family->method}, {"modules_to_not_convert", not_quantised}};
     if (family->method == "modelopt") c["quant_algo"] = "NVFP4", c["ignore"] = not_quantised;
-    return c.dump(2);
+    return c;
   }
   const std::vector<detail::module_kind> kinds = detail::kinds_of(modules, family->method != "compressed-tensors");
   const detail::module_kind& most = kinds[0];
@@ -247,7 +247,7 @@ inline result<std::string> quantization_config(const checkpoint_layout& layout, 
     c = {{"quant_method", "compressed-tensors"}, {"format", format}, {"quantization_status", "compressed"}, {"config_groups", groups},
          {"ignore", not_quantised}, {"kv_cache_scheme", nullptr}};
   }
-  return c.dump(2);
+  return c;
 }
 
 }  // namespace lowbit

@@ -52,10 +52,19 @@ inline std::optional<std::string> cannot_hold(const checkpoint_family& f, const 
   return std::nullopt;
 }
 
-/// A factor for a whole tensor as the family stores it: a float32, or the reciprocal of one.
+namespace detail {
+/// What a family has in its file for a factor of a whole tensor, where it has a place for one.
+inline float factor_in_file(const checkpoint_family& f, double factor) noexcept { return static_cast<float>(f.factor_divides ? 1.0 / factor : factor); }
+
+/// What a family with zero_kind::scaled_floats has in its file for a zero-point.
+inline f16 scaled_zero(float scale, std::uint32_t zero_point) noexcept { return to_f16(-(scale * static_cast<float>(zero_point))); }
+}  // namespace detail
+
+/// A factor for a whole tensor, as whoever reads the family's file has it.
 inline double stored_factor(const checkpoint_family& f, double factor) noexcept {
-  const auto rounded = [](double v) { return static_cast<double>(static_cast<float>(v)); };
-  return f.factor.empty() ? factor : f.factor_divides ? 1.0 / rounded(1.0 / factor) : rounded(factor);
+  if (f.factor.empty()) return factor;
+  const auto stored = static_cast<double>(detail::factor_in_file(f, factor));
+  return f.factor_divides ? 1.0 / stored : stored;
 }
 
 /// The weights, as float32, that a family means whose zero-points are stored as f16(-(scale * zero-point)), where that is rounded for one of
@@ -70,8 +79,10 @@ inline std::optional<packed_matrix> with_rounded_zeros(const checkpoint_family& 
     read_row_codes(s, w.row(r), w.cols, codes.data());
     for (std::size_t b = 0; b < s.row_blocks(w.cols); ++b) {
       const std::uint8_t* const block = w.row(r) + b * s.bytes;
-      const float scale = read_scalar(s.scale, block), product = -(scale * static_cast<float>(s.zero_point.raw(block, 0))), zero = to_float(to_f16(product));
-      same = same && zero == product;
+      const float scale = read_scalar(s.scale, block);
+      const std::uint32_t zero_point = s.zero_point.raw(block, 0);
+      const float zero = to_float(detail::scaled_zero(scale, zero_point));
+      same = same && zero == -(scale * static_cast<float>(zero_point));
       for (std::size_t c = b * s.block; c < std::min<std::size_t>((b + 1) * s.block, w.cols); ++c) {
         const float value = scale * static_cast<float>(codes[c]) + zero;
         std::memcpy(out.row(r) + c * sizeof value, &value, sizeof value);
@@ -133,7 +144,7 @@ inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& 
     std::memcpy(extents, both, 16);
   }
   if (factor != nullptr) {
-    const auto value = static_cast<float>(f.factor_divides ? 1.0 / w.factor : w.factor);  // see stored_factor
+    const float value = detail::factor_in_file(f, w.factor);
     std::memcpy(factor, &value, 4);
   }
 
@@ -157,7 +168,7 @@ inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& 
           return failure{errc::bad_value, "'" + module + "': row " + std::to_string(r) + ", group " + std::to_string(g) + " has zero-point " +
                                               std::to_string(zero) + ", which " + std::string(f.name) + " cannot store"};
         if (floats) {
-          const f16 product = to_f16(-(number_value(number::f16, scale) * static_cast<float>(zero)));
+          const f16 product = detail::scaled_zero(number_value(number::f16, scale), zero);
           std::memcpy(zeros + at * 2, &product, 2);
         } else {
           all_zeros[r * scale_groups + g] = static_cast<std::uint8_t>(f.is_signed ? zero - half : zero - f.zero_bias);

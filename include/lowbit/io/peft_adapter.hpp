@@ -38,23 +38,10 @@ struct peft_config {
   }
 };
 
-namespace detail {
-/// Keys of the objects in an object, by the object's name, in the file's order, which nlohmann::json does not keep.
-struct keys_in_order final : repeated_key<nlohmann::json> {
-  std::map<std::string, std::vector<std::string>> keys;
-  std::string member;
-
-  bool key(std::string& name) override {
-    if (open.size() == 1) member = name;
-    if (open.size() == 2) keys[member].push_back(name);
-    return repeated_key::key(name);
-  }
-};
-}  // namespace detail
-
 /// Fails, naming the key, on what is missing, of the wrong kind, or not supported.
 inline result<peft_config> read_peft_config(std::string_view text) {
-  const auto json = detail::parse_json<nlohmann::json>(text, "adapter_config.json");
+  using json_value = nlohmann::ordered_json;  // of the patterns the first that matches counts
+  const auto json = detail::parse_json<json_value>(text, "adapter_config.json");
   if (!json) return json.error();
   if (!json->is_object()) return failure{errc::malformed, "adapter_config.json is not an object"};
   const auto unsupported = [](const std::string& what) {
@@ -63,7 +50,7 @@ inline result<peft_config> read_peft_config(std::string_view text) {
   const auto wrong = [](const std::string& key, const std::string& due) {
     return failure{errc::bad_value, "adapter_config.json: '" + key + "' is not " + due};
   };
-  const auto at = [&](const char* key) -> const nlohmann::json* {
+  const auto at = [&](const char* key) -> const json_value* {
     const auto i = json->find(key);
     return i == json->end() || i->is_null() ? nullptr : &*i;
   };
@@ -78,7 +65,7 @@ inline result<peft_config> read_peft_config(std::string_view text) {
   if (const auto* start = at("init_lora_weights"); start != nullptr && !start->is_boolean() && *start != "gaussian" && *start != "eva" && *start != "orthogonal")
     return unsupported("an 'init_lora_weights' that changes the base");
 
-  const auto rank_of = [](const nlohmann::json& v) {
+  const auto rank_of = [](const json_value& v) {
     const auto size = detail::json_size(v);
     return size && *size != 0 && *size <= (1u << 20) ? std::optional(static_cast<std::size_t>(*size)) : std::nullopt;
   };
@@ -94,17 +81,14 @@ inline result<peft_config> read_peft_config(std::string_view text) {
     if (!stabilised->is_boolean()) return wrong("use_rslora", "true or false");
     c.rank_stabilised = stabilised->get<bool>();
   }
-  detail::keys_in_order order;
-  nlohmann::json::sax_parse(text.begin(), text.end(), &order);
   for (const char* key : {"rank_pattern", "alpha_pattern"}) {
     const auto* const pattern = at(key);
     if (pattern == nullptr) continue;
     if (!pattern->is_object()) return wrong(key, "an object");
     const bool are_ranks = std::string_view(key) == "rank_pattern";
-    for (const std::string& end : order.keys[key]) {
+    for (const auto& [end, value] : pattern->items()) {
       if (end.find_first_of("\\^$*+?()[]{}|") != end.npos)
         return unsupported(std::string("the regular expression '") + end + "' in '" + key + "'");
-      const nlohmann::json& value = *pattern->find(end);
       const auto of_module = rank_of(value);
       if (are_ranks ? !of_module : !value.is_number())
         return wrong(std::string(key) + "." + end, are_ranks ? "a rank" : "a number for a module");
