@@ -60,11 +60,13 @@ struct lane_floats {
   LOWBIT_LANE_OPERATION(+, lane_floats, of)
   LOWBIT_LANE_OPERATION(-, lane_floats, of)
   LOWBIT_LANE_OPERATION(*, lane_floats, of)
-  LOWBIT_LANE_OPERATION(/, lane_floats, of)
   LOWBIT_LANE_OPERATION(<, mask, mask_of)
   LOWBIT_LANE_OPERATION(>, mask, mask_of)
   LOWBIT_LANE_OPERATION(==, mask, mask_of)
 #undef LOWBIT_LANE_OPERATION
+  friend LOWBIT_ALWAYS_INLINE lane_floats operator/(const lane_floats& a, const lane_floats& b) noexcept {
+    return of([&](std::size_t k) LOWBIT_INLINE_LAMBDA { return simd::quotient<Arch>(a.part[k], b.part[k], Arch{}); });
+  }
 };
 
 template <class Arch, std::size_t K>
@@ -110,7 +112,7 @@ LOWBIT_ALWAYS_INLINE lane_floats<Arch, K> magnitude(const lane_floats<Arch, K>& 
 }
 template <class Arch, std::size_t K>
 LOWBIT_ALWAYS_INLINE lane_floats<Arch, K> square_root(const lane_floats<Arch, K>& a) noexcept {
-  return lane_floats<Arch, K>::of([&](std::size_t k) LOWBIT_INLINE_LAMBDA { return xsimd::sqrt(a.part[k]); });
+  return lane_floats<Arch, K>::of([&](std::size_t k) LOWBIT_INLINE_LAMBDA { return simd::square_root<Arch>(a.part[k], Arch{}); });
 }
 /// Round to nearest even as ggml's nearest_int does it: adds 1.5 * 2^23 and keeps the 23 bits below the exponent. From 2^22 on they
 /// are not the number's, and a NaN gives 0; both happen in degenerate blocks, and files hold the outcome.

@@ -22,6 +22,15 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
   return p;
 }
 
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> quotient(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::neon64>) noexcept {
+  return vdivq_f32(a, b);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> square_root(batch<float, Arch> a, requires_arch<xsimd::neon64>) noexcept {
+  return vsqrtq_f32(a);
+}
+
 // Sums of two products fit in 16 bits (2 * 128 * 127 = 32,512): they are paired there, and once more when they are added to the lanes.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot4_s8s8(batch<std::int32_t, Arch> acc, batch<std::int8_t, Arch> w,
