@@ -255,7 +255,7 @@ TEST_CASE("bad input gets one line and exit code 2") {
   auto config = nlohmann::json::parse(read_bytes(folder / "hf/config.json"));
   config["intermediate_size"] = config["intermediate_size"].get<int>() * 2;
   write_bytes(folder / "hf/config.json", config.dump());
-  check_refused("quantise " + (folder / "hf") + " " + folder / "contradicts.gguf" + " --format q4_0", {"blk.0.ffn_gate.weight", "configuration says"});
+  check_refused("quantise " + (folder / "hf") + " " + folder / "contradicts.gguf" + " --format q4_0", {"model.layers.0.mlp.gate_proj.weight", "configuration says"});
   CHECK(!std::filesystem::exists(folder / "contradicts.gguf"));
   write_tiny_model(folder, {.vocabulary = 280}, "larger");
   check_refused("evaluate " + model + " --reference " + folder / "larger.bin" + " --text " + text, {"vocabulary"});

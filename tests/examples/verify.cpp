@@ -4,6 +4,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cstring>
+
 namespace {
 
 /// A small model in eight bits, of 20 tensors.
@@ -21,7 +24,8 @@ TEST_CASE("verify finds in a whole model what keeps it from running, and still l
     const outcome o = run("verify --json " + file);
     const auto j = nlohmann::json::parse(o.out);
     CHECK(j["tensors"].size() == 20);
-    CHECK(o.code == (j["findings"].empty() ? 0 : 2));
+    const auto is_error = [](const nlohmann::json& f) { return f["is_error"] == true; };
+    CHECK(o.code == (std::any_of(j["findings"].begin(), j["findings"].end(), is_error) ? 2 : 0));
     return j["findings"];
   };
   CHECK(findings(good).empty());
@@ -70,6 +74,35 @@ TEST_CASE("verify opens a folder with its configuration, and a safetensors file 
   write_bytes(folder / "hf/config.json", config);
   std::filesystem::remove(folder / "hf/tokenizer.json");
   CHECK(run("verify " + folder / "hf").out.find("tokenizer.json") != std::string::npos);
+}
+
+TEST_CASE("verify says of a model that lowbit does not run that it does not, and finds nothing wrong with it") {
+  const temporary_folder folder;
+  change_metadata(write_tiny_gguf(folder), folder / "other.gguf", [](lowbit::gguf_metadata& m) { m.set("general.architecture", std::string("qwen2")); });
+  REQUIRE(run("quantise " + write_tiny_model(folder) + " " + folder / "hf" + " --format nf4").code == 0);
+  auto config = nlohmann::json::parse(read_bytes(folder / "hf/config.json"));
+  config["model_type"] = "qwen2";
+  write_bytes(folder / "hf/config.json", config.dump());
+  for (const char* file : {"other.gguf", "hf"}) {
+    const outcome o = run("verify " + folder / file);
+    CHECK(o.code == 0);
+    CHECK(o.out.find("\"qwen2\", not \"llama\"") != std::string::npos);
+  }
+}
+
+TEST_CASE("verify looks at quantised weights wherever their folder lies") {
+  const temporary_folder folder;
+  const std::string inside = folder / "best-of-2";
+  std::filesystem::create_directory(inside);
+  REQUIRE(run("convert " + write_tiny_model(folder) + " " + inside + "/m --to compressed-tensors-mxfp4").code == 0);
+  CHECK(run("verify " + inside + "/m").code == 0);
+  std::string bytes = read_bytes(inside + "/m/model.safetensors");
+  std::uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  const auto where = nlohmann::json::parse(bytes.substr(8, header))["model.layers.0.self_attn.q_proj.weight_scale"]["data_offsets"][0].get<std::size_t>();
+  bytes[8 + header + where] = '\xff';  // the NaN of E8M0
+  write_bytes(inside + "/m/model.safetensors", bytes);
+  for (const char* file : {"/m", "/m/model.safetensors"}) CHECK(run("verify " + inside + file).code == 2);
 }
 
 TEST_CASE("verify counts the bytes behind a GGUF file's last tensor that are no padding") {

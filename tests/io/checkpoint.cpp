@@ -556,6 +556,18 @@ TEST_CASE("configurations say which layout it is, and unknown ones are refused")
   CHECK(!read(R"({"quant_method": "compressed-tensors", "transform_config": {"config_groups": {"R3": {}}}})").ok());
   CHECK(read(R"({"quant_method": "gptq", "rotation": null, "transform_config": {}})").ok());
   CHECK(!read(R"([1])").ok());
+  // Of several groups: what a module's own says where the module is named, else what they have in common.
+  const auto groups = read(R"({"quant_method": "compressed-tensors", "config_groups": {
+    "group_0": {"targets": ["a.b", "a.c"], "weights": {"num_bits": 7, "group_size": 32, "symmetric": false}},
+    "group_1": {"targets": ["re:.*d"], "weights": {"num_bits": 4, "group_size": 32, "symmetric": true, "actorder": "group"}}}})");
+  REQUIRE(groups.ok());
+  CHECK(groups->hints_of("a.c").bits == 7);
+  CHECK(groups->hints_of("a.c").symmetric == false);
+  CHECK(!groups->hints_of("a.c").reordered);
+  CHECK(groups->hints_of("a.d").bits == 0);
+  CHECK(groups->hints_of("a.d").group == 32);
+  CHECK(!groups->hints_of("a.d").symmetric);
+  CHECK(groups->hints_of("a.d").reordered);
   for (const std::string_view name : layout_names()) {
     const auto layout = find_layout(name);
     REQUIRE(layout);
@@ -608,6 +620,23 @@ TEST_CASE("a configuration names the matrices that differ, since loaders go by i
   const auto refused = quantization_config(*find_layout("awq"), std::vector<quantised_module>{{"a", &u4, 256}, {"b", &uniform_format(4, 32, false), 256}}, {});
   REQUIRE(!refused.ok());
   for (const char* word : {"awq", "'a'", "128", "'b'", "32"}) CHECK(refused.error().message.find(word) != std::string::npos);
+}
+
+TEST_CASE("a product of a scale and a zero-point that f16 cannot hold is refused, not stored as infinite") {
+  const format_spec& s = uniform_format(4, 32, false);
+  packed_matrix w(s, 8, 128);
+  const std::vector<std::uint8_t> codes(128, 3);
+  for (std::size_t r = 0; r < w.view().rows; ++r) {
+    for (std::size_t b = 0; b < 4; ++b) {
+      const f16 scale = to_f16(8000.0f);
+      std::memcpy(w.row(r) + b * s.bytes + s.scale.at, &scale, 2);
+      s.zero_point.set_raw(w.row(r) + b * s.bytes, 0, r == 5 && b == 2 ? 9u : 8u);
+    }
+    write_row_codes(s, codes.data(), 128, w.row(r));
+  }
+  const auto parts = checkpoint_parts("m", w.view(), *find_family("llm_awq"));
+  REQUIRE(!parts.ok());
+  CHECK(parts.error().message == "'m': row 5, group 2 has zero-point 9, which llm_awq cannot store");
 }
 
 TEST_CASE("zero-points times scales, and factors, are rounded where a layout stores their products") {

@@ -7,6 +7,8 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+
 namespace llm {
 namespace {
 
@@ -29,8 +31,10 @@ lowbit::status run(const options& o, const common_options& common) {
     if (!format) return format.error();
     how.format = *format;
   }
+  if (lowbit::status possible = check(how); !possible) return possible;
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
+  if (lowbit::status possible = check_destination(o.out, *model, o.target == "gguf"); !possible) return possible;
   warn(*model);
   thread_pool threads{common.threads};
   const auto plan = conversion_plan::make(*model, how, threads);
@@ -56,6 +60,8 @@ lowbit::status run(const options& o, const common_options& common) {
     fmt::print("{:<32} {:>10} -> {:<10} {}\n", v.tensor, v.from, v.to, text_of(v));
     ++count[static_cast<std::size_t>(v.kind)];
   }
+  if (how.format && std::none_of(plan->verdicts().begin(), plan->verdicts().end(), [&](const verdict& v) { return v.to == o.format && v.from != v.to; }))
+    fmt::print("\nno matrix was brought to {}: what has an exact form keeps its codes (`lowbit quantise` quantises anew)\n", o.format);
   fmt::print("\n{}: {:.2f} MB written; ", o.out, static_cast<double>(*bytes) / 1e6);
   const char* separator = "";
   for (std::size_t i = 0; i < 4; ++i)
@@ -75,7 +81,7 @@ void add_convert(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("in", o->in, "A .gguf file, a Hugging Face folder, or a llama2.c .bin")->required();
   c->add_option("out", o->out, "A .gguf file, or a folder")->required();
   c->add_option("--to", o->target, "gguf, hf (plain floats), gptq, gptq_v2, gptq_p, awq, bitsandbytes, compressed-tensors, ...")->required();
-  c->add_option("--format", o->format, "For matrices that are quantised: q4_0, u4_g128, nf4, ...; for hf f32, f16 or bf16 (default: like the source's)");
+  c->add_option("--format", o->format, "For matrices that have no exact form in the target: q4_0, u4_g128, nf4, ...; for hf f32, f16 or bf16 (default: like the source's)");
   c->add_flag("--exact-only", o->exact_only, "Refuse, naming the tensor, if anything would have to be quantised anew");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

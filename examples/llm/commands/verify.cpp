@@ -43,10 +43,11 @@ struct subject {
 
 struct verdict {
   std::string sha256, problem;
+  bool is_damage = true;  // the problem: not only something that lowbit cannot run
   lowbit::weight_findings found;
 };
 
-/// The model that the tensors make, opened as `generate` does.
+/// The model that the tensors make, opened as `generate` does. One that lowbit does not run is not damaged.
 subject whole_model(const std::string& path) {
   subject s;
   s.weight = [path]() -> lowbit::result<lowbit::weight_findings> {
@@ -141,7 +142,8 @@ lowbit::result<std::vector<subject>> open_safetensors_subjects(const std::string
   auto settings = std::filesystem::is_directory(path, ignored) ? read_quantisation(path) : lowbit::quantisation_config{};
   if (!settings && settings.error().kind != lowbit::errc::unsupported) return settings.error();
   // A shard may lack what another one has; of a method that is not read nothing is known.
-  const bool whole = settings && path.find("-of-") == path.npos;
+  const bool is_shard = !std::filesystem::is_directory(path, ignored) && std::filesystem::path{path}.filename().string().find("-of-") != std::string::npos;
+  const bool whole = settings && !is_shard;
   const auto module_with = [&](const lowbit::safetensor& t) { return whole && !lowbit::is_checkpoint_part(t.name) ? module_of(*model, t) : std::nullopt; };
   std::map<std::string, bool, std::less<>> modules;  // whether the configuration says that such integers are codes
   for (const lowbit::safetensors_model::tensor& t : model->tensors())
@@ -174,7 +176,7 @@ lowbit::result<verdict> examine(const subject& s) {
   if (s.weight) {
     auto found = s.weight();
     if (found) v.found = *std::move(found);
-    else v.problem = found.error().message;
+    else v.problem = found.error().message, v.is_damage = found.error().kind != lowbit::errc::unsupported || !s.name.empty();
     return v;
   }
   lowbit::sha256 hash;
@@ -194,7 +196,7 @@ lowbit::result<verdict> examine(const subject& s) {
 std::vector<std::pair<std::string, bool>> lines_of(const subject& s, const verdict& v, bool allow_zero_blocks) {
   std::vector<std::pair<std::string, bool>> lines;
   const lowbit::weight_findings& f = v.found;
-  if (!v.problem.empty()) lines.emplace_back(v.problem, true);
+  if (!v.problem.empty()) lines.emplace_back(v.problem, v.is_damage);
   const bool floats = s.spec != nullptr && s.spec->is_float();
   const auto add = [&](const lowbit::weight_findings::kind& k, const char* things, const char* what, bool counts) {
     if (k.count != 0)
@@ -209,7 +211,7 @@ std::vector<std::pair<std::string, bool>> lines_of(const subject& s, const verdi
 lowbit::status run(const options& o, const common_options& common) {
   std::error_code ignored;
   const std::filesystem::path p{o.path};
-  const bool safetensors = std::filesystem::is_directory(p, ignored) || p.extension() == ".safetensors" || p.extension() == ".json";
+  const bool safetensors = std::filesystem::is_directory(p, ignored) || (!begins_as_gguf(p) && (p.extension() == ".safetensors" || p.extension() == ".json"));
   const auto subjects = safetensors ? open_safetensors_subjects(o.path) : open_gguf_subjects(o.path);
   if (!subjects) return subjects.error();
 

@@ -115,6 +115,7 @@ weight_source as_float32(thread_pool& threads) {
 
 lowbit::status check_model(const checkpoint& file) {
   const model_config& c = file.config;
+  const auto in_its_file = [&](const std::string& name) { return (file.kind == "safetensors" ? hf_name(name) : std::nullopt).value_or(name); };
   if (lowbit::status valid = check(c); !valid) return valid;
   if (file.words.pieces.size() > c.vocabulary)
     return lowbit::failure{lowbit::errc::shape, "the tokenizer has " + std::to_string(file.words.pieces.size()) +
@@ -122,22 +123,22 @@ lowbit::status check_model(const checkpoint& file) {
   tensor_map unused = by_name(file);
   if (unused.size() != file.tensors.size())  // a folder with a weight's floats beside its codes
     for (const tensor& t : file.tensors)
-      if (unused.at(t.name) != &t) return lowbit::failure{lowbit::errc::malformed, "tensor " + t.name + " is there twice"};
+      if (unused.at(t.name) != &t) return lowbit::failure{lowbit::errc::malformed, "tensor " + in_its_file(t.name) + " is there twice"};
   // More layers than tensors: the names alone would be more than the file can hold.
   if (c.layers > file.tensors.size())
     return lowbit::failure{lowbit::errc::shape, "the configuration says " + std::to_string(c.layers) + " layers, the file has " +
                                                     std::to_string(file.tensors.size()) + " tensors"};
   for (const expected& e : tensors_of(c, unused.contains("output.weight"))) {
     const auto found = unused.find(e.name);
-    if (found == unused.end()) return lowbit::failure{lowbit::errc::not_found, "tensor " + e.name + " is missing"};
+    if (found == unused.end()) return lowbit::failure{lowbit::errc::not_found, "tensor " + in_its_file(e.name) + " is missing"};
     const tensor& t = *found->second;
     if (t.rows != e.rows || t.cols != e.cols || t.is_vector != e.is_vector)
-      return lowbit::failure{lowbit::errc::shape, "tensor " + e.name + " is " + std::to_string(t.rows) + " x " + std::to_string(t.cols) +
+      return lowbit::failure{lowbit::errc::shape, "tensor " + in_its_file(e.name) + " is " + std::to_string(t.rows) + " x " + std::to_string(t.cols) +
                                                       ", but the configuration says " + std::to_string(e.rows) + " x " + std::to_string(e.cols)};
     unused.erase(found);
   }
   if (!unused.empty())
-    return lowbit::failure{lowbit::errc::unsupported, "tensor " + std::string(unused.begin()->first) + " is not part of a Llama"};
+    return lowbit::failure{lowbit::errc::unsupported, "tensor " + in_its_file(std::string(unused.begin()->first)) + " is not part of a Llama"};
   return lowbit::done{};
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <fstream>
 
 namespace llm {
 
@@ -39,6 +40,14 @@ std::vector<tensor> parts_of(const tensor& t, std::size_t most) {
   return parts;
 }
 
+bool begins_as_gguf(const fs::path& path) {
+  std::error_code ignored;
+  char magic[4] = {};
+  if (!fs::is_regular_file(path, ignored)) return false;
+  std::ifstream{path, std::ios::binary}.read(magic, sizeof magic);
+  return std::string_view{magic, sizeof magic} == "GGUF";
+}
+
 namespace {
 fs::path folder_of(const fs::path& file) { return file.has_parent_path() ? file.parent_path() : "."; }
 
@@ -46,6 +55,7 @@ lowbit::result<checkpoint> open_any(const std::string& path, const std::string& 
   std::error_code ignored;
   const fs::path p{path};
   if (fs::is_directory(p, ignored)) return open_hf(path);
+  if (begins_as_gguf(p)) return open_gguf(path);
   if (p.extension() == ".safetensors") return open_hf(folder_of(p).string(), path);
   if (p.extension() == ".bin") return open_llama2c(path, tokeniser_path);
   return open_gguf(path);

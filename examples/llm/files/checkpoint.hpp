@@ -80,7 +80,10 @@ using mapper = std::function<lowbit::result<lowbit::mapped_file>(std::size_t fir
 /// A tensor that lies in a file as it is; `factor` multiplies its values.
 tensor mapped_tensor(std::string name, bool is_vector, std::size_t rows, std::size_t cols, const lowbit::format_spec& spec, mapper map, double factor = 1.0);
 
-/// Opens a model: a .gguf file, a folder with config.json and safetensors or one such file of a folder, or llama2.c's .bin with its
+/// Whether a file is GGUF, whatever it is called.
+bool begins_as_gguf(const std::filesystem::path& path);
+
+/// Opens a model: a GGUF file, a folder with config.json and safetensors or one such file of a folder, or llama2.c's .bin with its
 /// tokenizer beside it or named by `tokeniser_path`.
 lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::string& tokeniser_path = {});
 

@@ -30,6 +30,7 @@ lowbit::packed_matrix take_rows(packed_view w, const std::vector<std::uint32_t>&
 class relative_error {
  public:
   void add(packed_view a, packed_view b, thread_pool& threads);
+  [[nodiscard]] bool is_finite() const noexcept { return std::isfinite(top_); }
   [[nodiscard]] double value() const noexcept { return bottom_ == 0.0 ? (top_ == 0.0 ? 0.0 : INFINITY) : std::sqrt(top_ / bottom_); }
 
  private:
@@ -100,6 +101,11 @@ lowbit::packed_matrix nest(packed_view w) {
   return out;
 }
 
+/// Evenly spaced codes of at most 4 bits in groups that a uniform format has.
+bool is_plain_group(const format_spec& s) {
+  return !s.is_float() && s.codes.bits() <= 4 && !s.values.present() && !s.sub_scale.present() && !s.minimum.present() && (s.block == 32 || s.block == 64 || s.block == 128);
+}
+
 /// A stored zero-point that the family's bias has no form of.
 bool has_unstorable_zero(const lowbit::checkpoint_family& f, packed_view w) {
   const format_spec& s = *w.spec;
@@ -131,6 +137,8 @@ lowbit::result<weights> conversion_plan::source_of(const tensor& t, const step& 
     w = weights{reorder_rows(w->view(), *s.heads, order_)};
   }
   if (!s.rows.empty()) w = weights{take_rows(w->view(), s.rows)};
+  if (scaled_source_ != nullptr && !gguf_ && !layout_)
+    if (auto values = lowbit::with_rounded_zeros(*scaled_source_, w->view())) w = weights{*std::move(values)};
   if (s.forget_inputs) {
     lowbit::packed_matrix out{*w->view().spec, t.rows, t.cols};
     std::memcpy(out.bytes().data(), w->view().data, w->view().size_bytes());
@@ -232,10 +240,11 @@ class conversion_plan::decision {
   lowbit::result<verdict> decide() {
     if (lowbit::status finite = for_runs([&](const tensor&, packed_view run) { return check_finite(t_.name, run, threads_); }); !finite) return finite.error();
     const bool moved = s_.heads || !s_.rows.empty() || s_.forget_inputs;
-    v_ = {t_.name, std::string{first_run_.spec->name}, {}, moved ? fidelity::permuted : fidelity::exact, true, moved, 0.0};
+    v_ = {t_.name, std::string{t_.spec->name}, {}, moved ? fidelity::permuted : fidelity::exact, true, moved, 0.0};
     for (auto attempt : {&decision::stay_float, &decision::keep_values, &decision::nest_scales, &decision::round_scales, &decision::quantise_anew}) {
       const outcome settled = (this->*attempt)();
       if (!settled) return settled.error();
+      if (!finite_) return lowbit::failure{lowbit::errc::bad_value, "tensor " + t_.name + " has values that are too large for " + v_.to};
       if (*settled) break;
     }
     return std::move(v_);
@@ -264,17 +273,20 @@ class conversion_plan::decision {
     v_.to = form.spec->name;
   }
 
-  /// Zero-points times scales are rounded as the file is written. (Not where they come from such a file: there they are what they were.)
-  bool rounds_zeros() const { return family() != nullptr && family()->zero == lowbit::zero_kind::scaled_floats && !plan_.had_scaled_zeros_; }
+  bool has_scaled_zeros() const { return family() != nullptr && family()->zero == lowbit::zero_kind::scaled_floats; }
+  /// Zero-points times scales are rounded on one side only: as they are written, or as the source has them.
+  bool rounds_zeros() const { return has_scaled_zeros() != (plan_.scaled_source_ != nullptr); }
 
   /// Adds what a form costs, with the numbers that the target itself rounds: factors of whole tensors, zero-points times scales.
   void add_error(relative_error& error, packed_view run, packed_view form) {
     const double factor = is_gguf() ? static_cast<double>(static_cast<float>(form.factor)) : family() != nullptr ? lowbit::stored_factor(*family(), form.factor) : form.factor;
     rounded_ |= factor != form.factor;
     form.factor = factor;
-    const auto zeros = rounds_zeros() ? lowbit::with_rounded_zeros(*family(), form) : std::nullopt;
-    rounded_ |= zeros.has_value();
-    error.add(run, zeros ? zeros->view() : form, threads_);
+    const auto rounded = [&](bool is_so, const lowbit::checkpoint_family* by, packed_view w) { return is_so && rounds_zeros() ? lowbit::with_rounded_zeros(*by, w) : std::nullopt; };
+    const auto from = rounded(!has_scaled_zeros(), plan_.scaled_source_, run), to = rounded(has_scaled_zeros(), family(), form);
+    rounded_ |= from || to;
+    error.add(from ? from->view() : run, to ? to->view() : form, threads_);
+    finite_ = finite_ && error.is_finite();
   }
 
   /// Brings every run to the form that `make` gives it; the step stays what it was where one run has none. Adds up what it costs.
@@ -316,6 +328,7 @@ class conversion_plan::decision {
       v_.to = "f32";
       v_.kind = fidelity::wider;
     }
+    if (first_run_.spec != t_.spec) v_.kind = fidelity::wider;  // as source_of brings it
     return true;
   }
 
@@ -429,28 +442,42 @@ class conversion_plan::decision {
   thread_pool& threads_;
   const std::vector<tensor>& runs_;
   packed_view first_run_;
-  bool rounded_ = false;  // by the target, see add_error
+  bool rounded_ = false, finite_ = true;  // see add_error
   verdict v_;
 };
 
-lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const conversion& how, thread_pool& threads) {
-  conversion_plan p;
-  p.gguf_ = how.target == "gguf";
-  p.layout_ = lowbit::find_layout(how.target);
-  if (!p.gguf_ && how.target != "hf" && !p.layout_) {
+lowbit::status check(const conversion& how) {
+  const bool is_gguf = how.target == "gguf";
+  const auto layout = lowbit::find_layout(how.target);
+  if (!is_gguf && how.target != "hf" && !layout) {
     std::string known = "gguf, hf";
     for (const std::string_view name : lowbit::layout_names()) known.append(", ").append(name);
     return lowbit::failure{lowbit::errc::unsupported, "unknown target '" + how.target + "'; there are " + known};
   }
-  if (how.format && p.gguf_ && !in_gguf(*how.format))
-    return lowbit::failure{lowbit::errc::unsupported, "GGUF does not hold " + std::string{lowbit::spec_of_id(*how.format).name}};
+  if (!how.format) return lowbit::done{};
+  const format_spec& format = lowbit::spec_of_id(*how.format);
+  if (is_gguf && !in_gguf(*how.format)) return lowbit::failure{lowbit::errc::unsupported, "GGUF does not hold " + std::string{format.name}};
+  if (layout && format.is_float())
+    return lowbit::failure{lowbit::errc::unsupported, how.target + " holds quantised matrices, which --format " + std::string{format.name} + " is not; plain floats are --to hf"};
+  const lowbit::checkpoint_family* const family = layout ? layout->family : nullptr;
+  if (family != nullptr && (family == &lowbit::bitsandbytes_int8 || family->table != nullptr) && family->table != &format)
+    return lowbit::failure{lowbit::errc::unsupported, how.target + " has a format of its own, which --format " + std::string{format.name} + " is not"};
+  return lowbit::done{};
+}
+
+lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const conversion& how, thread_pool& threads) {
+  if (lowbit::status possible = check(how); !possible) return std::move(possible).error();
+  conversion_plan p;
+  p.gguf_ = how.target == "gguf";
+  p.layout_ = lowbit::find_layout(how.target);
   const lowbit::checkpoint_family* const family = p.layout_ ? p.layout_->family : nullptr;
-  if (how.format && family != nullptr && (family == &lowbit::bitsandbytes_int8 || family->table != nullptr) && family->table != &lowbit::spec_of_id(*how.format))
-    return lowbit::failure{lowbit::errc::unsupported, how.target + " has a format of its own, which --format " + std::string{lowbit::spec_of_id(*how.format).name} + " is not"};
   if (lowbit::status valid = check_model(model); !valid) return std::move(valid).error();
   const auto source = lowbit::find_layout(model.layout);
-  p.had_scaled_zeros_ = source && source->family != nullptr && source->family->zero == lowbit::zero_kind::scaled_floats;
+  if (source && source->family != nullptr && source->family->zero == lowbit::zero_kind::scaled_floats) p.scaled_source_ = source->family;
   p.group_ = 128;
+  if (family != nullptr && family->method == "awq")  // one size for all: that of matrices that keep their codes
+    for (const tensor& t : model.tensors)
+      if (const format_spec& s = t.spec->planes(); is_plain_group(s)) p.group_ = s.block;
   for (const tensor& t : model.tensors)
     while (!t.is_vector && !is_vocabulary_matrix(t.name) && p.group_ > 32 && t.cols % p.group_ != 0) p.group_ /= 2;
   p.order_ = p.gguf_ ? rope_order::pairs : rope_order::halves;

@@ -31,11 +31,14 @@ struct conversion {
   std::optional<lowbit::format_id> format;       ///< for matrices that are quantised (anew); nothing: one like the source's
 };
 
+/// Whether there is such a target, and whether it holds the format. Fails (unsupported) where not.
+lowbit::status check(const conversion& how);
+
 /// How each tensor of a model is to be converted.
 class conversion_plan {
  public:
   /// Looks at all tensors, one at a time, and decides. Brings the model's order of RoPE to the target's. Fails where a tensor cannot be read,
-  /// or the target's name is unknown.
+  /// or as check() does.
   static lowbit::result<conversion_plan> make(checkpoint& model, const conversion& how, thread_pool& threads);
 
   [[nodiscard]] const std::vector<verdict>& verdicts() const noexcept { return verdicts_; }
@@ -61,7 +64,8 @@ class conversion_plan {
   const lowbit::format_spec* fallback(const tensor& t, const lowbit::packed_view& w, const conversion& how) const;
 
   std::optional<lowbit::checkpoint_layout> layout_;   // nothing: GGUF or plain floats
-  bool gguf_ = false, had_scaled_zeros_ = false;
+  const lowbit::checkpoint_family* scaled_source_ = nullptr;  // the source's, if it stores products of scales and zero-points
+  bool gguf_ = false;
   std::size_t group_ = 0;                             // of matrices that are quantised anew by groups: one that divides all
   rope_order order_ = rope_order::pairs;
   std::vector<step> steps_;                           // of the model's tensors, in their order

@@ -4,6 +4,7 @@
 
 #include <lowbit/io/gguf_writer.hpp>
 
+#include <algorithm>
 #include <span>
 
 namespace llm {
@@ -89,8 +90,7 @@ lowbit::result<std::size_t> write_tensors(lowbit::result<Writer> writer, const c
     // Queries and keys stay whole: their rows may change places, within heads.
     for (const tensor& part : is_query(t.name) || is_key(t.name) ? std::vector{t} : parts_of(t, most_weights)) {
       if (progress) progress(done, total);
-      auto w = source(part);
-      if (!w && part.first_row != 0) return lowbit::failure{w.error().kind, w.error().message + ", counting rows from " + std::to_string(part.first_row)};
+      auto w = weights_to_write(part, source);
       if (!w) return std::move(w).error();
       if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
       done += part.bytes;
@@ -110,7 +110,8 @@ lowbit::result<std::size_t> write_tensors(lowbit::result<Writer> writer, const c
 lowbit::result<std::size_t> save_gguf(const std::string& path, const checkpoint& model, const tensor_forms& forms, std::string_view format,
                                       const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   lowbit::gguf_metadata metadata = metadata_of(model);
-  metadata.set("general.file_type", file_type(format));
+  const bool as_before = std::all_of(model.tensors.begin(), model.tensors.end(), [&](const tensor& t) { return forms(t).spec == t.spec; });
+  if (!as_before || metadata.find("general.file_type") == nullptr) metadata.set("general.file_type", file_type(format));  // a mix has a type of its own
   metadata.set("general.quantization_version", std::uint32_t{2});
   for (const auto& note : model.notes.entries()) metadata.set_value(note.key, note.value);
   std::vector<lowbit::gguf_tensor> shapes;

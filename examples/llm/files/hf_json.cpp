@@ -47,8 +47,13 @@ T value_or(const json& j, const char* key, T otherwise) {
 
 // Llama 3's stretching of long wavelengths (Llama 3.1, 2024), as divisors of each pair's frequency; nothing where its numbers make no sense.
 std::vector<float> llama3_divisors(const json& s, double base, std::size_t head_dim) {
-  const double factor = s.at("factor"), low = s.at("low_freq_factor"), high = s.at("high_freq_factor");
-  const double original = s.at("original_max_position_embeddings");
+  const auto number = [&](const char* key) {
+    const auto found = s.find(key);
+    if (found == s.end() || !found->is_number()) throw wrong_value{key, found == s.end() ? "missing" : "not a number"};
+    return found->get<double>();
+  };
+  const double factor = number("factor"), low = number("low_freq_factor"), high = number("high_freq_factor");
+  const double original = number("original_max_position_embeddings");
   std::vector<float> divisors;
   if (!(factor > 0.0 && low > 0.0 && high > low && original > 0.0)) return divisors;
   for (std::size_t i = 0; i < head_dim / 2; ++i) {

@@ -88,6 +88,12 @@ class new_folder {
     if (owned_) fs::remove_all(partial_, ignored);
   }
   [[nodiscard]] const fs::path& path() const noexcept { return partial_; }
+  /// What a message says of the folder, by the name that its reader knows.
+  [[nodiscard]] lowbit::failure with_final_name(lowbit::failure f) const {
+    const std::string name = partial_.string();
+    if (const auto at = f.message.find(name); at != f.message.npos) f.message.replace(at, name.size(), final_.string());
+    return f;
+  }
   lowbit::status commit() {
     std::error_code error;
     fs::rename(partial_, final_, error);
@@ -103,26 +109,9 @@ class new_folder {
   lowbit::partial_path remembered_;
 };
 
-}  // namespace
-
-lowbit::result<fs::path> target_folder(const std::string& path) {
-  fs::path target = fs::path{path}.lexically_normal();
-  if (!target.has_filename()) target = target.parent_path();  // "name/"
-  if (target.extension() == ".gguf") return lowbit::failure{lowbit::errc::bad_value, path + ": what is to be written is a folder, and this names a GGUF file"};
-  std::error_code error;
-  if (fs::exists(target, error)) return lowbit::failure{lowbit::errc::io, "cannot write " + target.string() + ": it exists already"};
-  return target;
-}
-
-lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
-                                    const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress) {
-  if (!model.config.rope_divisors.empty() && model.folder.empty())
-    return lowbit::failure{lowbit::errc::unsupported, "a config.json with scaled RoPE is not written"};
-  const auto target = target_folder(folder);
-  if (!target) return target.error();
-  auto made = new_folder::create(*target);
-  if (!made) return std::move(made).error();
-
+/// Everything in a folder that is there. Returns the bytes written.
+lowbit::result<std::size_t> write_folder(const fs::path& folder, const checkpoint& model, const tensor_forms& forms,
+                                         const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress) {
   // Which tensors go into which file: in order, as many as fit.
   struct part_file {
     std::vector<const tensor*> tensors;
@@ -168,11 +157,11 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     char name[64] = "model.safetensors";
     if (files.size() > 1) std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, files.size());
     for (const auto& d : files[i].declarations) where[d.name] = name;
-    auto writer = lowbit::safetensors_writer::create(made->path() / name, {{"format", "pt"}}, files[i].declarations, lowbit::tensor_order::as_declared);
+    auto writer = lowbit::safetensors_writer::create(folder / name, {{"format", "pt"}}, files[i].declarations, lowbit::tensor_order::as_declared);
     if (!writer) return std::move(writer).error();
     for (const tensor* t : files[i].tensors) {
       if (progress) progress(done, total_source);
-      auto w = source(*t);
+      auto w = weights_to_write(*t, source);
       if (!w) return std::move(w).error();
       auto filled = parts_of(*t, w->view(), layout);
       if (!filled) return std::move(filled).error();
@@ -211,12 +200,37 @@ lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint&
     for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "generation_config.json", "chat_template.jinja"}) {
       std::error_code error;
       if (!fs::exists(own / name, error)) continue;
-      if (!fs::copy_file(own / name, made->path() / name, error)) return lowbit::failure{lowbit::errc::io, "cannot copy " + (own / name).string() + ": " + error.message()};
-      written += static_cast<std::size_t>(fs::file_size(made->path() / name, error));
+      if (!fs::copy_file(own / name, folder / name, error)) return lowbit::failure{lowbit::errc::io, "cannot copy " + (own / name).string() + ": " + error.message()};
+      written += static_cast<std::size_t>(fs::file_size(folder / name, error));
     }
   }
   for (const auto& [name, j] : texts)
-    if (auto s = write_text(made->path() / name, j, written); !s) return std::move(s).error();
+    if (auto s = write_text(folder / name, j, written); !s) return std::move(s).error();
+  return written;
+}
+
+}  // namespace
+
+lowbit::result<fs::path> target_folder(const std::string& path) {
+  fs::path target = fs::path{path}.lexically_normal();
+  if (!target.has_filename()) target = target.parent_path();  // "name/"
+  if (target.extension() == ".gguf") return lowbit::failure{lowbit::errc::bad_value, path + ": what is to be written is a folder, and this names a GGUF file"};
+  std::error_code error;
+  if (fs::exists(target, error)) return lowbit::failure{lowbit::errc::io, "cannot write " + target.string() + ": it exists already"};
+  if (lowbit::status there = check_parent(target); !there) return std::move(there).error();
+  return target;
+}
+
+lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
+                                    const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress) {
+  if (!model.config.rope_divisors.empty() && model.folder.empty())
+    return lowbit::failure{lowbit::errc::unsupported, "a config.json with scaled RoPE is not written"};
+  const auto target = target_folder(folder);
+  if (!target) return target.error();
+  auto made = new_folder::create(*target);
+  if (!made) return std::move(made).error();
+  const auto written = write_folder(made->path(), model, forms, layout, source, progress);
+  if (!written) return made->with_final_name(written.error());
   if (auto s = made->commit(); !s) return std::move(s).error();
   return written;
 }

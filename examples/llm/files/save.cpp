@@ -5,6 +5,7 @@
 #include "save_formats.hpp"
 
 #include <lowbit/io/checkpoint.hpp>
+#include <lowbit/matrix/non_finite.hpp>
 
 namespace llm {
 
@@ -38,6 +39,24 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
   return how;
 }
 
+lowbit::result<weights> weights_to_write(const tensor& t, const weight_source& source) {
+  auto w = source(t);
+  if (!w && t.first_row != 0) return lowbit::failure{w.error().kind, w.error().message + ", counting rows from " + std::to_string(t.first_row)};
+  if (!w) return w;
+  auto bad = lowbit::find_non_finite(w->view());
+  if (!bad) return w;
+  bad->row += t.first_row;
+  const lowbit::failure f = lowbit::non_finite(*bad);
+  return in_tensor(t.name, {f.kind, "cannot be written in " + std::string{w->view().spec->name} + ": " + f.message});
+}
+
+lowbit::status check_parent(const std::filesystem::path& path) {
+  std::error_code ignored;
+  const std::filesystem::path parent = path.parent_path();
+  if (parent.empty() || std::filesystem::is_directory(parent, ignored)) return lowbit::done{};
+  return lowbit::failure{lowbit::errc::io, "cannot write " + path.string() + ": there is no folder " + parent.string()};
+}
+
 lowbit::status check_output(const std::filesystem::path& path, const checkpoint& model) {
   std::error_code ignored;  // what is not there is not the same
   for (const std::filesystem::path& input : model.files)
@@ -46,16 +65,22 @@ lowbit::status check_output(const std::filesystem::path& path, const checkpoint&
   return lowbit::done{};
 }
 
-lowbit::status check_target(const std::string& path, const checkpoint& model, lowbit::format_id format, std::size_t part_bytes) {
-  const container into = container_of(model, format);
-  const std::string name{lowbit::spec_of_id(format).name};
-  if (into == container::gguf) return part_bytes == 0 ? check_output(path, model) : lowbit::done{};
-  if (into == container::none) return lowbit::failure{lowbit::errc::unsupported, "no file that lowbit writes holds this model in " + name};
-  if (part_bytes != 0) return lowbit::failure{lowbit::errc::unsupported, "only GGUF is written in parts, and it does not hold " + name};
-  if (path.ends_with(".gguf")) return lowbit::failure{lowbit::errc::bad_value, path + " names a GGUF file, which does not hold " + name + "; that is written as a folder"};
+lowbit::status check_destination(const std::string& path, const checkpoint& model, bool is_gguf) {
+  if (lowbit::status there = check_parent(path); !there) return there;
+  if (is_gguf) return check_output(path, model);
   const auto folder = target_folder(path);
   if (!folder) return folder.error();
   return lowbit::done{};
+}
+
+lowbit::status check_target(const std::string& path, const checkpoint& model, lowbit::format_id format, std::size_t part_bytes) {
+  const container into = container_of(model, format);
+  const std::string name{lowbit::spec_of_id(format).name};
+  if (into == container::gguf) return part_bytes == 0 ? check_destination(path, model, true) : check_parent(path);
+  if (into == container::none) return lowbit::failure{lowbit::errc::unsupported, "no file that lowbit writes holds this model in " + name};
+  if (part_bytes != 0) return lowbit::failure{lowbit::errc::unsupported, "only GGUF is written in parts, and it does not hold " + name};
+  if (path.ends_with(".gguf")) return lowbit::failure{lowbit::errc::bad_value, path + " names a GGUF file, which does not hold " + name + "; that is written as a folder"};
+  return check_destination(path, model, false);
 }
 
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,

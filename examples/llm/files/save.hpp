@@ -19,6 +19,9 @@ std::string_view name_of(container c) noexcept;
 /// Fails where the file to be written is one that the model is read from, by whatever name.
 lowbit::status check_output(const std::filesystem::path& path, const checkpoint& model);
 
+/// Whether that is a GGUF file or a folder that can be written, as far as its place says.
+lowbit::status check_destination(const std::string& path, const checkpoint& model, bool is_gguf);
+
 /// Whether save_model can write that, to be asked before the work is done: there is a container, and if it is a folder, none of this name,
 /// or if it is one file, not one of the model's own.
 lowbit::status check_target(const std::string& path, const checkpoint& model, lowbit::format_id format, std::size_t part_bytes = 0);

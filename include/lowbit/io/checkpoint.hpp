@@ -46,8 +46,26 @@ inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& 
 struct quantisation_config {
   std::string method;                            ///< quant_method, or empty
   const checkpoint_family* family = nullptr;     ///< where the configuration decides between those of a method
-  checkpoint_hints hints;
+  checkpoint_hints hints;                        ///< of modules that are not `named`
+  std::map<std::string, checkpoint_hints, std::less<>> named{};  ///< of those that the configuration calls by their names
+
+  [[nodiscard]] const checkpoint_hints& hints_of(std::string_view module) const noexcept {
+    const auto found = named.find(module);
+    return found == named.end() ? hints : found->second;
+  }
 };
+
+namespace detail {
+/// What several groups of modules have in common.
+inline checkpoint_hints common_hints(const checkpoint_hints& a, const checkpoint_hints& b) noexcept {
+  checkpoint_hints both = a;
+  if (a.bits != b.bits) both.bits = 0;
+  if (a.group != b.group) both.group = 0;
+  if (a.symmetric != b.symmetric) both.symmetric.reset();
+  both.reordered = a.reordered || b.reordered;
+  return both;
+}
+}  // namespace detail
 
 /// Reads `quantization_config`. Fails (unsupported) for a method or version that is not read.
 inline result<quantisation_config> read_quantisation_config(const nlohmann::ordered_json& j) {
@@ -77,15 +95,23 @@ inline result<quantisation_config> read_quantisation_config(const nlohmann::orde
     else if (version == "gemv_fast") c.family = find_family("awq_gemv_fast");
     else if (version == "llm-awq") c.family = find_family("llm_awq");
     else return failure{errc::unsupported, "checkpoints of AWQ version \"" + version + "\" are not read"};
-  } else if (c.method == "compressed-tensors" && j.contains("config_groups") && j["config_groups"].is_object() && j["config_groups"].size() == 1) {
-    const auto& group = *j["config_groups"].begin();
-    if (group.is_object() && group.contains("weights") && group["weights"].is_object()) {
+  } else if (c.method == "compressed-tensors" && j.contains("config_groups") && j["config_groups"].is_object()) {
+    // Targets are modules' names, classes, or patterns, which are not matched here: of modules that no name tells apart all groups speak.
+    std::optional<checkpoint_hints> all;
+    for (const auto& group : j["config_groups"]) {
+      if (!group.is_object() || !group.contains("weights") || !group["weights"].is_object()) continue;
       const auto& w = group["weights"];
-      c.hints.bits = static_cast<unsigned>(std::min<std::uint64_t>(number(w, "num_bits"), 64));
-      c.hints.group = static_cast<std::size_t>(number(w, "group_size"));
-      if (w.contains("symmetric") && w["symmetric"].is_boolean()) c.hints.symmetric = w["symmetric"].get<bool>();
-      c.hints.reordered = text(w, "actorder") == "group";
+      checkpoint_hints h;
+      h.bits = static_cast<unsigned>(std::min<std::uint64_t>(number(w, "num_bits"), 64));
+      h.group = static_cast<std::size_t>(number(w, "group_size"));
+      if (w.contains("symmetric") && w["symmetric"].is_boolean()) h.symmetric = w["symmetric"].get<bool>();
+      h.reordered = text(w, "actorder") == "group";
+      all = all ? detail::common_hints(*all, h) : h;
+      if (group.contains("targets") && group["targets"].is_array())
+        for (const auto& target : group["targets"])
+          if (target.is_string()) c.named.emplace(target.get<std::string>(), h);
     }
+    if (all) c.hints = *all;
   } else if (!c.method.empty() && c.method != "compressed-tensors" && c.method != "bitsandbytes" && c.method != "modelopt" && c.method != "mxfp4") {
     return failure{errc::unsupported, "checkpoints of quant_method \"" + c.method + "\" are not read"};
   }
@@ -122,11 +148,12 @@ template <class Find>
 std::optional<result<checkpoint_weight>> find_weight(const Find& find, const std::string& module, const quantisation_config& config = {}) {
   if (auto w = find_bitsandbytes(find, module)) return w;
   if (find(module + std::string(bitsandbytes_int8.scales)) != nullptr) return find_weight(find, module, bitsandbytes_int8, config.hints);
+  const checkpoint_hints& stated = config.hints_of(module);
   // The stated width is tried in every family before other widths are: 7 bits padded to words look like 8 bits that are not.
   std::optional<result<checkpoint_weight>> first;
-  for (std::size_t i = config.hints.bits != 0 ? 0 : checkpoint_families.size(); i < 2 * checkpoint_families.size(); ++i) {
+  for (std::size_t i = stated.bits != 0 ? 0 : checkpoint_families.size(); i < 2 * checkpoint_families.size(); ++i) {
     const checkpoint_family& f = checkpoint_families[i % checkpoint_families.size()];
-    checkpoint_hints hints = config.hints;
+    checkpoint_hints hints = stated;
     hints.no_other_width = i < checkpoint_families.size();
     if (config.family != nullptr ? config.family != &f : !config.method.empty() && config.method != f.method) continue;
     const safetensor* const codes = find(module + std::string(f.codes.suffix));

@@ -94,7 +94,7 @@ inline std::optional<packed_matrix> with_rounded_zeros(const checkpoint_family& 
 }
 
 /// The tensors of weight `module` (without ".weight"). With `w.data` null, their declarations only. Fails (unsupported) as cannot_hold
-/// says, and (bad_value) where a zero-point has no stored form: 0 in GPTQ's first version.
+/// says, and (bad_value) where a zero-point has no stored form: 0 in GPTQ's first version, a product with its scale that f16 cannot hold.
 inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& module, const packed_view& w, const checkpoint_family& f) {
   const format_spec& s = *w.spec;
   if (const auto why = cannot_hold(f, w)) return failure{errc::unsupported, "'" + module + "': " + *why};
@@ -164,11 +164,12 @@ inline result<std::vector<checkpoint_part>> checkpoint_parts(const std::string& 
         std::memcpy(scales + at * scale_size, &scale, scale_size);
         if (zeros == nullptr) continue;
         const unsigned zero = s.zero_point.present() ? s.zero_point.raw(block, 0) : half;
-        if (zero >= 2 * half || zero < f.zero_bias)
+        const float step = floats ? number_value(number::f16, scale) : 0.0f;
+        const f16 product = detail::scaled_zero(step, zero);
+        if (zero >= 2 * half || zero < f.zero_bias || (std::isinf(to_float(product)) && std::isfinite(step)))
           return failure{errc::bad_value, "'" + module + "': row " + std::to_string(r) + ", group " + std::to_string(g) + " has zero-point " +
                                               std::to_string(zero) + ", which " + std::string(f.name) + " cannot store"};
         if (floats) {
-          const f16 product = detail::scaled_zero(number_value(number::f16, scale), zero);
           std::memcpy(zeros + at * 2, &product, 2);
         } else {
           all_zeros[r * scale_groups + g] = static_cast<std::uint8_t>(f.is_signed ? zero - half : zero - f.zero_bias);
