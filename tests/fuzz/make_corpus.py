@@ -325,7 +325,8 @@ save("hf_tokeniser", "smollm", json.dumps({**bpe, "pre_tokenizer": {"type": "Seq
 save("hf_tokeniser", "byte_fallback", json.dumps(fallback))
 for name, change in {"no_model": {"model": None}, "vocab_kind": {"model": {**bpe["model"], "vocab": [1]}}, "id_huge": {"model": {**bpe["model"], "vocab": {"a": 1 << 40}}},
                      "id_negative": {"model": {**bpe["model"], "vocab": {"a": -1}}}, "id_text": {"model": {**bpe["model"], "vocab": {"a": "x"}}},
-                     "merges": {"model": {**bpe["model"], "merges": [[1]]}}, "added": {"added_tokens": [{"id": 1}]}, "type": {"model": {**bpe["model"], "type": "WordPiece"}},
+                     "merges": {"model": {**bpe["model"], "merges": [[1]]}}, "added": {"added_tokens": [{"id": 1}]},
+                     "added_float": {"added_tokens": [{"id": 8e102, "content": "<s>"}]}, "type": {"model": {**bpe["model"], "type": "WordPiece"}},
                      "cutter": {"pre_tokenizer": {"type": "Whitespace"}}, "bos": {"bos_token": 7}}.items():
     save("hf_tokeniser", "bad_" + name, json.dumps({**bpe, **change}))
 

@@ -186,9 +186,12 @@ lowbit::result<vocabulary> read_hf_tokeniser(std::string_view path, const json& 
       if (!id.is_number_integer() || !put(piece, id.get<std::int64_t>(), byte ? piece_kind::byte : piece_kind::normal))
         return fail(lowbit::errc::malformed, path, "token id " + id.dump() + " is out of range");
     }
-    for (const json& token : added)
-      if (!put(token.at("content"), token.at("id"), value_or(token, "special", false) ? piece_kind::control : piece_kind::user_defined))
-        return fail(lowbit::errc::malformed, path, "token id " + token.at("id").dump() + " is out of range");
+    for (const json& token : added) {
+      const json& id = token.at("id");
+      const piece_kind kind = value_or(token, "special", false) ? piece_kind::control : piece_kind::user_defined;
+      if (!id.is_number_integer() || !put(token.at("content"), id.get<std::int64_t>(), kind))
+        return fail(lowbit::errc::malformed, path, "token id " + id.dump() + " is out of range");
+    }
     for (const json& merge : model.at("merges"))
       v.merges.push_back(merge.is_string() ? merge.get<std::string>() : merge.at(0).get<std::string>() + ' ' + merge.at(1).get<std::string>());
 
