@@ -293,6 +293,7 @@ class conversion_plan::decision {
   outcome carry(auto&& make, relative_error* error) {
     const step before = s_;
     bool possible = true;
+    finite_ = true;
     const lowbit::status read = for_runs([&](const tensor& part, packed_view run) -> lowbit::status {
       if (!possible) return lowbit::done{};
       const made form = make(part, run);
