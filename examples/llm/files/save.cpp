@@ -66,11 +66,12 @@ lowbit::status check_output(const std::filesystem::path& path, const checkpoint&
 }
 
 lowbit::status check_destination(const std::string& path, const checkpoint& model, bool is_gguf) {
+  if (!is_gguf) {
+    const auto folder = target_folder(path);
+    return folder ? lowbit::status{lowbit::done{}} : folder.error();
+  }
   if (lowbit::status there = check_parent(path); !there) return there;
-  if (is_gguf) return check_output(path, model);
-  const auto folder = target_folder(path);
-  if (!folder) return folder.error();
-  return lowbit::done{};
+  return check_output(path, model);
 }
 
 lowbit::status check_target(const std::string& path, const checkpoint& model, lowbit::format_id format, std::size_t part_bytes) {
