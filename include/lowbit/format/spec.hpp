@@ -214,27 +214,34 @@ struct claims {
 /// Counts them. Blocks of up to 8 KiB.
 constexpr claims count_claims(const format_spec& s) noexcept {
   claims c;
-  std::array<std::uint8_t, 8192> taken{};
+  std::array<std::uint64_t, 1024> taken{};
   const std::size_t end = std::size_t{8} * s.bytes;
-  if (s.bytes > taken.size()) return {0, 0, true, false};
+  if (end > 64 * taken.size()) return {0, 0, true, false};
   std::size_t total = 0;
-  const auto claim = [&](std::size_t bit, unsigned width) {
-    for (unsigned n = 0; width != 0; bit += n, width -= n) {  // what lies in one byte at a time: compilers run this for every format
-      if (bit >= end) { c.outside = true; return; }
-      const auto shift = static_cast<unsigned>(bit % 8);
-      n = width < 8 - shift ? width : 8 - shift;
-      std::uint8_t& byte_of = taken[bit / 8];
-      const unsigned mask = ((1u << n) - 1) << shift, twice = static_cast<unsigned>(std::popcount(byte_of & mask));
+  const auto claim = [&](std::size_t bit, std::size_t width) {
+    for (std::size_t n = 0; width != 0; bit += n, width -= n) {  // what lies in one word at a time
+      const std::size_t shift = bit % 64;
+      n = width < 64 - shift ? width : 64 - shift;
+      if (bit >= end || n > end - bit) { c.outside = true; return; }
+      const std::uint64_t mask = (~std::uint64_t{0} >> (64 - n)) << shift;
+      const auto twice = static_cast<unsigned>(std::popcount(taken[bit / 64] & mask));
       c.overlapping += twice;
       total += n - twice;
-      byte_of = static_cast<std::uint8_t>(byte_of | mask);
+      taken[bit / 64] |= mask;
     }
   };
   const auto claim_field = [&](const integer_field& f, std::size_t count) {
     for (const plane& p : f.planes) {
       if (p.bits == 0) continue;
-      if (p.elements() != count) c.miscounted = true;
-      for (std::size_t i = 0; i < count; ++i) claim(p.position(i), p.bits);
+      if (p.elements() != count) { c.miscounted = true; continue; }
+      // Along the lowest digit places are counted up, and elements side by side are claimed as one: compilers run this for every format.
+      const unsigned extent = p.digits.extent[0];
+      const auto stride = static_cast<std::size_t>(p.digits.stride[0]);  // of a negative one, what adds up to it
+      for (std::size_t i = 0; i < count; i += extent) {
+        const std::size_t first = p.position(i);
+        if (stride == p.bits) claim(first, std::size_t{extent} * p.bits);
+        else for (std::size_t k = 0; k < extent; ++k) claim(first + k * stride, p.bits);
+      }
     }
   };
   claim_field(s.codes, s.block);
