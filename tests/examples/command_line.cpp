@@ -112,7 +112,6 @@ TEST_CASE("verify hashes good files and names what is wrong with bad ones") {
   CHECK(cut.err.find("output\\x0anorm.weight") != std::string::npos);
   for (const char* const command : {"verify ", "inspect --json "})
     CHECK(WEXITSTATUS(std::system(("\"" LOWBIT_CLI "\" " + (command + folder / "m.gguf") + " > /dev/full 2> /dev/null").c_str())) == 2);
-  check_refused("quantise " + model + " " + folder / "parts" + " --format nf4 --split 1K", {"nf4", "only GGUF is written in parts"});
   CHECK(!std::filesystem::exists(folder / "parts"));
 }
 
@@ -159,8 +158,12 @@ TEST_CASE("a cache of panels is made, used, and made again when the model change
   const std::string good = read_bytes(cache);
   std::string other = good;
   for (std::size_t i = other.size() / 2; i < other.size(); i += 3) other[i] = static_cast<char>(other[i] ^ 0x15);
+  CHECK(run("verify " + cache).code == 0);
   write_bytes(cache, other);
   CHECK(text(generate + " --cache") != expected);
+  const outcome damaged = run("verify " + cache);
+  CHECK(damaged.code == 2);
+  CHECK(damaged.out.find("its panels are damaged") != std::string::npos);
   write_bytes(cache, good.substr(0, good.size() / 2));  // cut: not used, written anew
   CHECK(text(generate + " --cache") == expected);
   CHECK(read_bytes(cache) == good);

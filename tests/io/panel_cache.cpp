@@ -92,10 +92,11 @@ TEST_CASE("a cache of something else, of another version, or broken anywhere is 
     return c.error().kind;
   };
   CHECK(changed("lowbit.panels", "lowbit.fannel") == errc::bad_magic);
-  CHECK(changed(std::string("lowbit.layout\4\0\0\0\1", 18), std::string("lowbit.layout\4\0\0\0\2", 18)) == errc::unsupported);
+  CHECK(changed(std::string("lowbit.layout\4\0\0\0\2", 18), std::string("lowbit.layout\4\0\0\0\1", 18)) == errc::unsupported);
   CHECK(changed("q4_0", "q9_9") == errc::shape);
   CHECK(changed("q4_0", "q8_0") == errc::shape);
   CHECK(changed("lowbit.rows", "lowbit.rowz") == errc::malformed);
+  CHECK(changed("lowbit.checksums", "lowbit.checksumz") == errc::malformed);
   const std::string sixteen = std::string("\12\0\0\0\1\0\0\0\0\0\0\0\20\0\0\0\0\0\0\0", 20);  // rows: an array of one u64, 16
   const std::string huge = sixteen.substr(0, 12) + std::string(8, '\xff');
   CHECK(changed(sixteen, huge) == errc::shape);
@@ -105,6 +106,27 @@ TEST_CASE("a cache of something else, of another version, or broken anywhere is 
     write_all(folder / "cut", std::string(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(n)));
     REQUIRE(!panel_cache::open(folder / "cut", "source"));
   }
+}
+
+TEST_CASE("a bit that changes anywhere in the panels is found by who asks for it") {
+  const scratch_folder folder;
+  serial_executor serial;
+  const panel_matrix m = panel_matrix::from(random_blocks(spec_of<q4_0>, 16, 64, 1).view(), serial);
+  const panel_cache::entry entry{"w", &m};
+  REQUIRE(panel_cache::write(folder / "c", "source", std::span(&entry, 1)));
+  REQUIRE(panel_cache::open(folder / "c", "source")->check());
+  const bytes whole = read_all(folder / "c");
+  for (std::size_t at = 0; at < m.size_bytes(); ++at)
+    for (const unsigned bit : {0u, 7u}) {
+      std::string text(whole.begin(), whole.end());
+      text[4096 + at] = static_cast<char>(static_cast<unsigned char>(text[4096 + at]) ^ 1u << bit);
+      write_all(folder / "damaged", text);
+      const auto cache = panel_cache::open(folder / "damaged", "source");
+      REQUIRE(cache);
+      const status checked = cache->check();
+      REQUIRE(!checked);
+      REQUIRE(checked.error().message.find("'w'") != std::string::npos);
+    }
 }
 
 TEST_CASE("a fingerprint changes with a file's content, size and time, and with the list") {

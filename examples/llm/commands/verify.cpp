@@ -10,6 +10,7 @@
 
 #include <lowbit/io/gguf_model.hpp>
 #include <lowbit/io/integrity.hpp>
+#include <lowbit/io/panel_cache.hpp>
 #include <lowbit/io/safetensors.hpp>
 #include <lowbit/io/sha256.hpp>
 
@@ -61,6 +62,18 @@ subject whole_model(const std::string& path) {
   return s;
 }
 
+/// The checksums that a cache of panels has of its own, whatever model it is for.
+subject whole_cache(const std::string& path, std::string source) {
+  subject s;
+  s.weight = [path, source = std::move(source)]() -> lowbit::result<lowbit::weight_findings> {
+    const auto cache = lowbit::panel_cache::open(path, source);
+    if (!cache) return cache.error();
+    if (const lowbit::status whole = cache->check(); !whole) return lowbit::failure{whole.error().kind, path + ": " + whole.error().message};
+    return lowbit::weight_findings{};
+  };
+  return s;
+}
+
 /// Bytes behind a GGUF file's last tensor that are more than its padding.
 std::vector<subject> bytes_behind(const std::string& path, const lowbit::gguf_model& model) {
   const std::size_t alignment = model.metadata().find<std::uint32_t>("general.alignment").value_or(32);
@@ -88,6 +101,7 @@ lowbit::result<std::vector<subject>> open_gguf_subjects(const std::string& path)
   // Not an adapter or an importance matrix, which say so, nor a vocabulary alone.
   if (m.find("general.architecture") != nullptr && (m.find("general.type") == nullptr || m.find<std::string>("general.type") == "model") && !model->tensors().empty())
     all.push_back(whole_model(path));
+  if (m.find<std::string>("general.type") == "lowbit.panels") all.push_back(whole_cache(path, m.find<std::string>("lowbit.source").value_or("")));
   for (const lowbit::gguf_model::tensor& t : model->tensors()) {
     subject s;
     s.name = t.name;
