@@ -10,8 +10,13 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <new>
+#include <string_view>
 #include <system_error>
 #include <unistd.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 namespace {
 
@@ -21,6 +26,14 @@ void clean_up(int signal) {
   if (const char* const words = llm::last_words; words != nullptr) (void)!write(STDERR_FILENO, words, std::strlen(words));
   std::signal(signal, SIG_DFL);
   std::raise(signal);
+}
+
+// There is no going on, and nobody to unwind to: many functions are noexcept.
+[[noreturn]] void out_of_memory() {
+  lowbit::remove_partial_files();
+  constexpr std::string_view words = "lowbit: there is not enough memory\n";
+  (void)!write(STDERR_FILENO, words.data(), words.size());
+  _exit(2);
 }
 
 // What was chosen, its output included.
@@ -39,6 +52,12 @@ lowbit::status run(const llm::action& chosen) {
 
 int main(int argc, char** argv) {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, clean_up);
+  std::set_new_handler(out_of_memory);
+#if defined(__GLIBC__)
+  // What runs of rows took goes back to the system at once. By itself glibc keeps large blocks from the second one on, in holes that aligned ones do
+  // not fit again: 255 MB instead of 62 for 16 MB at a time.
+  (void)mallopt(M_MMAP_THRESHOLD, 4 << 20);
+#endif
   std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further is an error of its write
   CLI::App app{"Quantise language models, run them on low-bit weights, and measure what that costs."};
   app.name("lowbit");

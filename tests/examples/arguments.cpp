@@ -1,7 +1,12 @@
 // What the command line of `lowbit` is given: outputs that are inputs, numbers that are none, paths that name nothing.
 #include "command.hpp"
 
+#include <lowbit/io/mapped_file.hpp>
+#include <lowbit/io/safetensors.hpp>
+
 #include <nlohmann/json.hpp>
+
+#include <set>
 
 TEST_CASE("no command writes over what it reads, under whatever name") {
   const temporary_folder folder;
@@ -39,6 +44,49 @@ TEST_CASE("no command writes over what it reads, under whatever name") {
   REQUIRE(run("quantise " + first + " " + folder / "parts.gguf" + " --format q4_0").code == 0);
   REQUIRE(run("quantise " + source + " " + folder / "hf" + " --format nf4").code == 0);
   check_refused("quantise " + folder / "hf" + " " + folder / "hf/tokenizer.json" + " --format q4_0", {"would replace"});
+}
+
+TEST_CASE("a folder is written in parts of at most so many bytes, with an index that names them, and read like one in one piece") {
+  const temporary_folder folder;
+  const std::string model = write_tiny_model(folder), parts = folder / "parts", whole = folder / "whole";
+  for (const char* to : {"hf", "gptq"}) {
+    CAPTURE(std::string(to));
+    std::filesystem::remove_all(parts);
+    std::filesystem::remove_all(whole);
+    REQUIRE(run("convert " + model + " " + whole + " --to " + to).code == 0);
+    REQUIRE(run("convert " + model + " " + parts + " --to " + to + " --split 20K").code == 0);
+    CHECK(!std::filesystem::exists(parts + "/model.safetensors"));
+    CHECK(!std::filesystem::exists(whole + "/model.safetensors.index.json"));
+    const auto index = nlohmann::json::parse(read_bytes(parts + "/model.safetensors.index.json"));
+    std::set<std::string> named, there;
+    for (const auto& [tensor, file] : index["weight_map"].items()) named.insert(file.get<std::string>());
+    for (const auto& entry : std::filesystem::directory_iterator(parts))
+      if (entry.path().extension() == ".safetensors") there.insert(entry.path().filename().string());
+    CHECK(named == there);
+    CHECK(there.size() > 2);
+    std::size_t total = 0;
+    for (const std::string& name : there) {
+      const std::string count = std::to_string(there.size());
+      CHECK(name.ends_with("-of-" + std::string(5 - count.size(), '0') + count + ".safetensors"));
+      const auto file = lowbit::mapped_file::open(parts + "/" + name);
+      REQUIRE(file);
+      const auto content = lowbit::read_safetensors(file->bytes());
+      REQUIRE(content);
+      std::size_t bytes = 0;
+      for (const auto& t : content->tensors) {
+        bytes += t.data.size();
+        CHECK(index["weight_map"][t.name] == name);
+      }
+      CHECK((bytes <= 20 * 1024 || content->tensors.size() == 1));
+      total += bytes;
+    }
+    CHECK(index["metadata"]["total_size"] == total);
+    REQUIRE(run("convert " + whole + " " + folder / "a.gguf" + " --to gguf").code == 0);
+    REQUIRE(run("convert " + parts + " " + folder / "b.gguf" + " --to gguf").code == 0);
+    const std::string a = read_bytes(folder / "a.gguf"), b = read_bytes(folder / "b.gguf");
+    CHECK(a.substr(a.size() / 2) == b.substr(b.size() / 2));  // but for the folder's name
+    CHECK(run("verify --allow-zero-blocks " + parts).code == 0);
+  }
 }
 
 TEST_CASE("a file that is no cache of panels is not replaced by one") {

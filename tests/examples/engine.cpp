@@ -54,8 +54,8 @@ TEST_CASE("the two row orders of RoPE are the same rotation of permuted rows") {
     return y;
   };
   const lowbit::packed_view view{&lowbit::spec_of<lowbit::f32>, rows, cols, reinterpret_cast<const std::uint8_t*>(w.data())};
-  const lowbit::packed_matrix turned = reorder_rows(view, heads, rope_order::pairs);
-  const lowbit::packed_matrix back = reorder_rows(turned.view(), heads, rope_order::halves);
+  const lowbit::packed_matrix turned = *reorder_rows(view, c.head_dim, rope_order::pairs);
+  const lowbit::packed_matrix back = *reorder_rows(turned.view(), c.head_dim, rope_order::halves);
   CHECK(std::memcmp(back.bytes().data(), w.data(), back.bytes().size()) == 0);
   std::vector<float> permuted(rows * cols);
   lowbit::decode(turned.view(), {permuted.data(), rows, cols});

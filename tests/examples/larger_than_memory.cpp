@@ -16,6 +16,8 @@
 #include <cstdlib>
 #include <utility>
 
+#include <sys/wait.h>
+
 namespace {
 
 using namespace lowbit::test;
@@ -153,6 +155,46 @@ TEST_CASE("models of gigabytes are quantised in 400 MB of address space, whateve
   write_all(folder / "tiny-tok.bin", tiny_tokeniser(270));
   REQUIRE(std::system(("\"" LOWBIT_CLI "\" convert --to hf " + (folder / "tiny.bin").string() + " " + (folder / "hf").string() + " > /dev/null").c_str()) == 0);
   check_quantised(folder / "hf", write_folder(folder / "hf", 49152), folder / "hf.gguf");
+}
+
+TEST_CASE("folders are written in bounded memory as well, floats by runs of rows and quantised matrices one at a time") {
+  if (instrumented) return;
+  const scratch_folder folder;
+  const std::string deep_model = folder / "deep.gguf", limited = "ulimit -v 300000 && \"" LOWBIT_CLI "\" ";
+  REQUIRE(write_gguf(deep_model, deep, 98304) > 3 * std::size_t{300'000'000});
+  const auto succeeds = [&](const std::string& arguments) { return std::system((limited + arguments + " > /dev/null").c_str()) == 0; };
+  CHECK(succeeds("convert --threads 1 --to hf --split 200M " + deep_model + ' ' + (folder / "hf").string()));
+  CHECK(std::filesystem::exists(folder / "hf" / "model.safetensors.index.json"));
+  CHECK(succeeds("convert --threads 1 --to gptq " + deep_model + ' ' + (folder / "gptq").string()));
+  CHECK(succeeds("quantise --threads 1 --format nf4 " + deep_model + ' ' + (folder / "nf4").string()));
+  // From a folder, where queries and keys are in the other order.
+  CHECK(succeeds("convert --threads 1 --to gguf --format q8_0 " + (folder / "hf").string() + ' ' + (folder / "back.gguf").string()));
+  CHECK(succeeds("convert --threads 1 --to compressed-tensors-nvfp4 " + (folder / "hf").string() + ' ' + (folder / "nvfp4").string()));
+  CHECK(succeeds("quantise --threads 1 --format s4_g64 " + (folder / "hf").string() + ' ' + (folder / "s4").string()));
+}
+
+TEST_CASE("where there is not enough memory that is said in a line, and nothing is left behind") {
+  if (instrumented) return;
+  const scratch_folder folder;
+  const std::string model = folder / "deep.gguf", said = folder / "said";
+  write_gguf(model, deep, 98304);
+  bool any = false;
+  for (int kilobytes = 60000; kilobytes <= 180000; kilobytes += 10000) {
+    CAPTURE(kilobytes);
+    const std::string command = "ulimit -v " + std::to_string(kilobytes) + " && \"" LOWBIT_CLI "\" convert --threads 1 --to gguf --format q8_0 " + model + ' ' +
+                                (folder / "out.gguf").string() + " > /dev/null 2> " + said;
+    const int status = std::system(command.c_str());
+    const bytes text = read_all(said);
+    const std::string words(text.begin(), text.end());
+    CAPTURE(words);
+    if (status == 0) break;
+    any = any || words.find("lowbit: there is not enough memory") == 0;
+    CHECK(WIFEXITED(status));
+    CHECK((WEXITSTATUS(status) == 2 || words.find("shared librar") != std::string::npos));  // too little to begin with
+    CHECK(std::count(words.begin(), words.end(), '\n') == 1);
+    CHECK(folder.files() == 2);
+  }
+  CHECK(any);
 }
 
 TEST_CASE("a model is converted a run of rows at a time, whatever its size and its largest tensor's") {

@@ -171,7 +171,7 @@ TEST_CASE("a short training at 2 bits recovers half of what rounding to nearest 
 
 TEST_CASE("training does not depend on the number of threads, and bad weights are named") {
   setting s;
-  const auto start = read_parameters(s.model, {lowbit::id_of<lowbit::f32>(), lowbit::method::rtn, {}, 0, 0}, s.threads);
+  const auto start = read_parameters(s.model, {lowbit::id_of<lowbit::f32>(), lowbit::method::rtn}, s.threads);
   REQUIRE(start);
   const auto formats = parameter_formats(s.model, *lowbit::find_format("s3_g32"));
   llm::thread_pool one{1};

@@ -49,7 +49,7 @@ double relative_change(const std::vector<matrix>& changed, const std::vector<mat
 class sensitivity {
  public:
   sensitivity(const checkpoint& model, lowbit::format_id format, const windows& sequences, thread_pool& threads)
-      : model_(model), how_{format, lowbit::method::rtn, {}, model.config.heads, model.config.kv_heads}, threads_(threads),
+      : model_(model), how_{format, lowbit::method::rtn, {}, model.config.head_dim}, threads_(threads),
         floats_(model, how_, threads), states_(model.config, sequences, threads) {}
 
   lowbit::result<std::vector<lowbit::allocated_tensor>> measure(const std::function<void(std::size_t, std::size_t)>& progress) {

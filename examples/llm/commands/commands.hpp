@@ -30,6 +30,9 @@ inline std::atomic<const char*> last_words{nullptr};
 /// The chosen subcommand.
 using action = std::function<lowbit::status()>;
 
+/// What --split says of itself.
+inline constexpr const char* split_help = "Write several files of at most so many bytes of tensors each (2G); GGUF as OUT-00001-of-….gguf";
+
 /// For options: a number in [low, high], which NaN is not.
 inline CLI::Validator number_between(double low, double high) {
   return CLI::Validator([low, high](const std::string& text) -> std::string {

@@ -15,6 +15,7 @@ namespace {
 struct options {
   std::string in, out, target, format;
   bool exact_only = false;
+  std::size_t part_bytes = 0;
 };
 
 std::string text_of(const verdict& v) {
@@ -34,7 +35,7 @@ lowbit::status run(const options& o, const common_options& common) {
   if (lowbit::status possible = check(how); !possible) return possible;
   auto model = open_checkpoint(o.in, common.tokeniser);
   if (!model) return model.error();
-  if (lowbit::status possible = check_destination(o.out, *model, o.target == "gguf"); !possible) return possible;
+  if (lowbit::status possible = check_destination(o.out, *model, o.target == "gguf", o.part_bytes); !possible) return possible;
   warn(*model);
   thread_pool threads{common.threads};
   const auto plan = conversion_plan::make(*model, how, threads);
@@ -43,7 +44,7 @@ lowbit::status run(const options& o, const common_options& common) {
     return lowbit::failure{lowbit::errc::unsupported, o.in + ": tensor " + v->tensor + " has no exact form in " + o.target + " (" + v->from + " to " + v->to + ": " +
                                                           text_of(*v) + "); nothing was written"};
   progress bar{"converting"};
-  const auto bytes = plan->save(o.out, *model, threads, std::ref(bar));
+  const auto bytes = plan->save(o.out, *model, threads, std::ref(bar), o.part_bytes);
   bar.clear();
   if (!bytes) return bytes.error();
 
@@ -82,6 +83,7 @@ void add_convert(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("out", o->out, "A .gguf file, or a folder")->required();
   c->add_option("--to", o->target, "gguf, hf (plain floats), gptq, gptq_v2, gptq_p, awq, bitsandbytes, compressed-tensors, ...")->required();
   c->add_option("--format", o->format, "For matrices that have no exact form in the target: q4_0, u4_g128, nf4, ...; for hf f32, f16 or bf16 (default: like the source's)");
+  c->add_option("--split", o->part_bytes, split_help)->transform(CLI::AsSizeValue(false));
   c->add_flag("--exact-only", o->exact_only, "Refuse, naming the tensor, if anything would have to be quantised anew");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

@@ -85,7 +85,7 @@ lowbit::result<weight_source> quantised_source(const std::string& format, thread
   if (format.empty()) return weight_source{stored};
   const auto id = format_named(format);
   if (!id) return id.error();
-  return weight_source{[how = requantisation{*id, lowbit::method::rtn, {}, 0, 0}, &threads](const tensor& t) { return requantise(t, how, threads); }};
+  return weight_source{[how = requantisation{*id, lowbit::method::rtn}, &threads](const tensor& t) { return requantise(t, how, threads); }};
 }
 
 lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& name) {

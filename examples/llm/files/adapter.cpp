@@ -24,10 +24,11 @@ using lowbit::failure;
 using lowbit::low_rank_factors;
 
 /// B with the rows of each head in the other order of RoPE.
-void reorder(low_rank_factors& f, std::size_t heads, rope_order to) {
+void reorder(low_rank_factors& f, std::size_t head_dim, rope_order to) {
   const lowbit::packed_view b{&lowbit::spec_of<lowbit::f32>, f.rows, f.rank, reinterpret_cast<const std::uint8_t*>(f.b.data())};
-  const lowbit::packed_matrix in_order = reorder_rows(b, heads, to);
-  std::memcpy(f.b.data(), in_order.bytes().data(), in_order.bytes().size());
+  const auto in_order = reorder_rows(b, head_dim, to);
+  LOWBIT_EXPECTS(in_order.ok());  // it fits the model
+  std::memcpy(f.b.data(), in_order->bytes().data(), in_order->bytes().size());
 }
 
 /// An adapter with GGUF's names, as its file has it otherwise; `order` is that of its rows.
@@ -65,8 +66,7 @@ lowbit::status check_fit(const std::string& name, const low_rank_factors& f, con
   if (f.rows != t->rows || f.cols != t->cols)
     return failure{errc::shape, "tensor " + name + " is " + std::to_string(t->rows) + " x " + std::to_string(t->cols) + ", but the adapter is for " +
                                     std::to_string(f.rows) + " x " + std::to_string(f.cols)};
-  const std::size_t heads = is_query(name) ? model.config.heads : is_key(name) ? model.config.kv_heads : 0;
-  if (heads != 0 && t->rows % (2 * heads) != 0)
+  if (const std::size_t head_dim = model.config.head_dim; (is_query(name) || is_key(name)) && (head_dim == 0 || head_dim % 2 != 0 || t->rows % head_dim != 0))
     return failure{errc::shape, "tensor " + name + " has rows that are not whole heads"};
   if (base == nullptr) return lowbit::done{};
   const std::string format = base->substr(0, base->find(' '));
@@ -104,7 +104,7 @@ std::string base_of(const lowbit::packed_view& w) {
 
 lowbit::adapter reordered(lowbit::adapter a, const model_config& c, rope_order to) {
   for (auto& [name, f] : a.weights)
-    if (is_query(name) || is_key(name)) reorder(f, is_query(name) ? c.heads : c.kv_heads, to);
+    if (is_query(name) || is_key(name)) reorder(f, c.head_dim, to);
   return a;
 }
 

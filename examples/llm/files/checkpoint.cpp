@@ -1,4 +1,5 @@
 #include "load.hpp"
+#include "names.hpp"
 
 #include <lowbit/io/gguf_model.hpp>
 #include <lowbit/matrix/non_finite.hpp>
@@ -25,19 +26,20 @@ tensor mapped_tensor(std::string name, bool is_vector, std::size_t rows, std::si
   return t;
 }
 
-std::vector<tensor> parts_of(const tensor& t, std::size_t most) {
-  const std::size_t step = t.cols == 0 ? t.rows : std::max<std::size_t>(1, most / t.cols);
+std::vector<tensor> runs_of(const tensor& t) {
+  constexpr std::size_t most = std::size_t{4} << 20;
+  const std::size_t step = t.cols == 0 ? t.rows : std::max<std::size_t>(1, most / t.cols / t.together) * t.together;
   if (!t.read_rows || t.rows <= step) return {t};
-  std::vector<tensor> parts;
+  std::vector<tensor> runs;
   for (std::size_t first = 0; first < t.rows; first += step) {
-    tensor& part = parts.emplace_back(t);
-    part.first_row = first;
-    part.rows = std::min(step, t.rows - first);
-    part.bytes = part.rows * t.spec->row_bytes(t.cols);
-    part.read = [read = t.read_rows, first, count = part.rows] { return read(first, count); };
-    part.read_rows = {};
+    tensor& run = runs.emplace_back(t);
+    run.first_row = first;
+    run.rows = std::min(step, t.rows - first);
+    run.bytes = run.rows * t.spec->row_bytes(t.cols);
+    run.read = [read = t.read_rows, first, count = run.rows] { return read(first, count); };
+    run.read_rows = {};
   }
-  return parts;
+  return runs;
 }
 
 bool begins_as_gguf(const fs::path& path) {
@@ -67,6 +69,8 @@ lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::s
   if (!c) return c;
   if (const lowbit::status whole = complete(c->words); !whole) return lowbit::failure{whole.error().kind, path + ": " + whole.error().message};
   for (fs::path& file : files_of(path)) c->files.push_back(std::move(file));
+  for (tensor& t : c->tensors)
+    if (is_query(t.name) || is_key(t.name)) t.together = std::max<std::size_t>(1, c->config.head_dim);
   return c;
 }
 
@@ -91,14 +95,14 @@ std::vector<fs::path> files_of(const fs::path& path) {
   return files;
 }
 
-lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to) {
-  LOWBIT_EXPECTS(heads != 0 && w.rows % (2 * heads) == 0);
+lowbit::result<lowbit::packed_matrix> reorder_rows(lowbit::packed_view w, std::size_t head_dim, rope_order to) {
+  if (head_dim == 0 || head_dim % 2 != 0 || w.rows % head_dim != 0) return lowbit::failure{lowbit::errc::shape, "its rows are not whole heads"};
   lowbit::packed_matrix out{*w.spec, w.rows, w.cols};
   if (w.inputs != nullptr) out.set_inputs({w.inputs, w.inputs + w.cols});
   out.set_factor(w.factor);
-  const std::size_t size = w.rows / heads, half = size / 2;
+  const std::size_t half = head_dim / 2;
   for (std::size_t r = 0; r < w.rows; ++r) {
-    const std::size_t first = r / size * size, i = r % size % half, s = r % size / half;  // r is a row in halves
+    const std::size_t first = r / head_dim * head_dim, i = r % head_dim % half, s = r % head_dim / half;  // r is a row in halves
     const std::size_t paired = first + 2 * i + s;
     std::memcpy(out.row(to == rope_order::pairs ? paired : r), w.row(to == rope_order::pairs ? r : paired), w.row_bytes());
   }

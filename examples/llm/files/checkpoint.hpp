@@ -47,12 +47,13 @@ struct tensor {
   std::function<lowbit::result<weights>()> read;
   std::size_t first_row = 0;               ///< of these rows in the whole tensor
   std::function<lowbit::result<weights>(std::size_t first, std::size_t count)> read_rows{};  ///< a part of them; may be empty
+  std::size_t together = 1;                ///< rows that are only read together: those of a head, which change places with the order of RoPE
   std::optional<lowbit::format_id> wanted{};  ///< the format that it is to get; nothing: that of the whole model
 };
 
-/// The tensor as runs of rows of at most `most` weights each (or one row), for who wants no more than that in memory; itself where its
-/// rows cannot be read apart.
-std::vector<tensor> parts_of(const tensor& t, std::size_t most);
+/// The tensor as runs of rows, for who wants no more than that in memory: 4 million weights each, or as few more as go together; itself where
+/// its rows cannot be read apart.
+std::vector<tensor> runs_of(const tensor& t);
 
 struct checkpoint {
   std::string name;                        ///< the model's, for people
@@ -90,9 +91,10 @@ lowbit::result<checkpoint> open_checkpoint(const std::string& path, const std::s
 /// The files that the model at this path is in, sorted: its folder's, the parts of a GGUF, or the one file.
 std::vector<std::filesystem::path> files_of(const std::filesystem::path& path);
 
-/// A query or key matrix of `heads` heads with its rows brought from the other order of RoPE to this one: row 2i + s of a head in pairs
-/// is row s * head_dim / 2 + i in halves. Rows are whole blocks, so this holds in any format. Expects whole heads of even size.
-lowbit::packed_matrix reorder_rows(lowbit::packed_view w, std::size_t heads, rope_order to);
+/// A query or key matrix, or some of its heads, with its rows brought from the other order of RoPE to this one: row 2i + s of a head in pairs
+/// is row s * head_dim / 2 + i in halves. Rows are whole blocks, so this holds in any format. Fails (shape) where rows are not whole heads of
+/// an even size.
+lowbit::result<lowbit::packed_matrix> reorder_rows(lowbit::packed_view w, std::size_t head_dim, rope_order to);
 
 /// What is wrong with the tensor of that name.
 inline lowbit::failure in_tensor(std::string_view name, const lowbit::failure& f) { return {f.kind, "tensor " + std::string{name} + ": " + f.message}; }

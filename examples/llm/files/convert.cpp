@@ -132,9 +132,10 @@ const verdict* conversion_plan::inexact() const noexcept {
 lowbit::result<weights> conversion_plan::source_of(const tensor& t, const step& s) const {
   auto w = t.read();
   if (!w) return w;
-  if (s.heads) {
-    if (*s.heads == 0 || t.rows % (2 * *s.heads) != 0) return lowbit::failure{lowbit::errc::shape, "tensor " + t.name + " has rows that are not whole heads"};
-    w = weights{reorder_rows(w->view(), *s.heads, order_)};
+  if (s.reorder) {
+    auto in_order = reorder_rows(w->view(), head_dim_, order_);
+    if (!in_order) return in_tensor(t.name, in_order.error());
+    w = weights{*std::move(in_order)};
   }
   if (!s.rows.empty()) w = weights{take_rows(w->view(), s.rows)};
   if (scaled_source_ != nullptr && !gguf_ && !layout_)
@@ -224,7 +225,7 @@ const format_spec* conversion_plan::fallback(const tensor& t, const packed_view&
 class conversion_plan::decision {
  public:
   static lowbit::result<verdict> of(const conversion_plan& plan, const tensor& t, step& s, const conversion& how, thread_pool& threads) {
-    const std::vector<tensor> runs = parts_of(t, std::size_t{1} << 22);
+    const std::vector<tensor> runs = runs_of(t);
     const auto first = plan.source_of(runs[0], s);
     if (!first) return first.error();
     return decision{plan, t, s, how, threads, runs, first->view()}.decide();
@@ -239,7 +240,7 @@ class conversion_plan::decision {
 
   lowbit::result<verdict> decide() {
     if (lowbit::status finite = for_runs([&](const tensor&, packed_view run) { return check_finite(t_.name, run, threads_); }); !finite) return finite.error();
-    const bool moved = s_.heads || !s_.rows.empty() || s_.forget_inputs;
+    const bool moved = s_.reorder || !s_.rows.empty() || s_.forget_inputs;
     v_ = {t_.name, std::string{t_.spec->name}, {}, moved ? fidelity::permuted : fidelity::exact, true, moved, 0.0};
     for (auto attempt : {&decision::stay_float, &decision::keep_values, &decision::nest_scales, &decision::round_scales, &decision::quantise_anew}) {
       const outcome settled = (this->*attempt)();
@@ -481,20 +482,18 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
       if (const format_spec& s = t.spec->planes(); is_plain_group(s)) p.group_ = s.block;
   for (const tensor& t : model.tensors)
     while (!t.is_vector && !is_vocabulary_matrix(t.name) && p.group_ > 32 && t.cols % p.group_ != 0) p.group_ /= 2;
+  p.head_dim_ = model.config.head_dim;
   p.order_ = p.gguf_ ? rope_order::pairs : rope_order::halves;
   p.steps_.resize(model.tensors.size());
   std::unordered_map<std::string_view, std::size_t> index;
   for (std::size_t i = 0; i < model.tensors.size(); ++i) index.emplace(model.tensors[i].name, i);
   if (p.order_ != model.config.rope)
-    for (std::size_t i = 0; i < model.tensors.size(); ++i) {
-      if (is_query(model.tensors[i].name)) p.steps_[i].heads = model.config.heads;
-      if (is_key(model.tensors[i].name)) p.steps_[i].heads = model.config.kv_heads;
-    }
+    for (std::size_t i = 0; i < model.tensors.size(); ++i) p.steps_[i].reorder = is_query(model.tensors[i].name) || is_key(model.tensors[i].name);
   std::vector<std::optional<verdict>> decided(model.tensors.size());
   const auto decide = [&](std::size_t i) -> lowbit::status {
     if (decided[i]) return lowbit::done{};
     tensor& t = model.tensors[i];
-    if (p.steps_[i].heads || !p.steps_[i].rows.empty()) t.read_rows = nullptr;  // rows that move are only there all together
+    if (!p.steps_[i].rows.empty()) t.read_rows = nullptr;  // rows that move are only there all together
     auto v = decision::of(p, t, p.steps_[i], how, threads);
     if (!v) return std::move(v).error();
     decided[i] = *std::move(v);
@@ -526,7 +525,7 @@ lowbit::result<conversion_plan> conversion_plan::make(checkpoint& model, const c
   return p;
 }
 
-lowbit::result<std::size_t> conversion_plan::save(const std::string& path, const checkpoint& model, thread_pool& threads, const save_progress& progress) const {
+lowbit::result<std::size_t> conversion_plan::save(const std::string& path, const checkpoint& model, thread_pool& threads, const save_progress& progress, std::size_t part_bytes) const {
   std::unordered_map<std::string_view, const step*> by_name;
   for (std::size_t i = 0; i < steps_.size(); ++i) by_name.emplace(model.tensors[i].name, &steps_[i]);
   const auto step_of = [&](const tensor& t) -> const step& { return *by_name.at(t.name); };  // a run of rows has its tensor's
@@ -535,14 +534,14 @@ lowbit::result<std::size_t> conversion_plan::save(const std::string& path, const
     return packed_view{s.to, t.rows, t.cols, nullptr, s.inputs.empty() ? nullptr : s.inputs.data(), s.factor};
   };
   const weight_source source = [&](const tensor& t) { return apply(t, step_of(t), threads); };
-  if (!gguf_) return save_hf(path, model, forms, layout_, source, progress);
+  if (!gguf_) return save_hf(path, model, forms, layout_, source, progress, part_bytes);
   std::unordered_map<std::string_view, std::size_t> weight;  // the format of most weights names the file's type
   std::string_view most = "f32";
   for (const tensor& t : model.tensors) {
     const std::string_view name = step_of(t).to->name;
     if ((weight[name] += t.rows * t.cols) > weight[most]) most = name;
   }
-  return save_gguf(path, model, forms, most, source, progress);
+  return save_gguf(path, model, forms, most, source, progress, part_bytes);
 }
 
 }  // namespace llm

@@ -44,14 +44,14 @@ class conversion_plan {
   [[nodiscard]] const std::vector<verdict>& verdicts() const noexcept { return verdicts_; }
   /// The first tensor that is not carried over exactly, or null.
   [[nodiscard]] const verdict* inexact() const noexcept;
-  /// Writes the file or folder; returns its bytes. `model` as make() left it.
-  lowbit::result<std::size_t> save(const std::string& path, const checkpoint& model, thread_pool& threads, const save_progress& progress) const;
+  /// Writes the file or folder, in parts as save_model does; returns its bytes. `model` as make() left it.
+  lowbit::result<std::size_t> save(const std::string& path, const checkpoint& model, thread_pool& threads, const save_progress& progress, std::size_t part_bytes = 0) const;
 
  private:
   struct step {
     const lowbit::format_spec* to = nullptr;
     bool requantise = false, rounded = false;
-    std::optional<std::size_t> heads;            // reorder rows for RoPE
+    bool reorder = false;                        // rows, for RoPE
     std::vector<std::uint32_t> rows;             // take rows in this order
     bool forget_inputs = false;                  // the producers' rows are in the stored order already
     std::vector<std::uint32_t> inputs;           // of the result, as a declaration needs them
@@ -67,6 +67,7 @@ class conversion_plan {
   const lowbit::checkpoint_family* scaled_source_ = nullptr;  // the source's, if it stores products of scales and zero-points
   bool gguf_ = false;
   std::size_t group_ = 0;                             // of matrices that are quantised anew by groups: one that divides all
+  std::size_t head_dim_ = 0;
   rope_order order_ = rope_order::pairs;
   std::vector<step> steps_;                           // of the model's tensors, in their order
   std::vector<verdict> verdicts_;

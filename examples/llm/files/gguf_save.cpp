@@ -10,9 +10,6 @@
 namespace llm {
 namespace {
 
-// Weights that are in memory at once, as floats and quantised: a tensor that has more is written in runs of rows.
-constexpr std::size_t most_weights = std::size_t{16} << 20;
-
 // llama.cpp's general.file_type, which says what most tensors are (llama.h, enum llama_ftype).
 std::uint32_t file_type(std::string_view format) {
   struct entry { std::string_view name; std::uint32_t type; };
@@ -87,14 +84,12 @@ lowbit::result<std::size_t> write_tensors(lowbit::result<Writer> writer, const c
   std::size_t done = 0, total = 0;
   for (const tensor& t : model.tensors) total += t.bytes;
   for (const tensor& t : model.tensors) {
-    // Queries and keys stay whole: their rows may change places, within heads.
-    for (const tensor& part : is_query(t.name) || is_key(t.name) ? std::vector{t} : parts_of(t, most_weights)) {
+    const lowbit::status written = write_runs(t, source, [&](const tensor& run, const lowbit::packed_view& w) {
+      done += run.bytes;
       if (progress) progress(done, total);
-      auto w = weights_to_write(part, source);
-      if (!w) return std::move(w).error();
-      if (auto s = writer->append({w->view().data, w->view().size_bytes()}); !s) return std::move(s).error();
-      done += part.bytes;
-    }
+      return writer->append({w.data, w.size_bytes()});
+    });
+    if (!written) return written.error();
     if (const double factor = forms(t).factor; factor != 1.0) {
       const auto stored = static_cast<float>(factor);
       if (auto s = append_floats({&stored, 1}); !s) return std::move(s).error();

@@ -111,10 +111,8 @@ lowbit::result<pretokeniser> read_pretokeniser(std::string_view path, const json
 }  // namespace
 
 lowbit::result<json> parse_json(std::string_view path, std::string_view text) {
-  if (lowbit::detail::json_nesting(text) > 64) return fail(lowbit::errc::malformed, path, "is nested too deeply");
-  json j = json::parse(text, nullptr, false);
-  if (j.is_discarded()) return fail(lowbit::errc::malformed, path, "is not JSON");
-  if (!j.is_object()) return fail(lowbit::errc::malformed, path, "is not a JSON object");
+  auto j = lowbit::detail::parse_json<json>(text, std::string{path}, 64);
+  if (j && !j->is_object()) return fail(lowbit::errc::malformed, path, "is not a JSON object");
   return j;
 }
 

@@ -1,7 +1,8 @@
 // Hugging Face folders with weights as the tools of the field store them, or as plain floats.
 //
-// The parts of a weight are written while it is at hand, in the order of the tensors, so no more than one tensor is in memory; large
-// models are cut into several files. The folder is made under another name and renamed when it is whole.
+// Floats are written a run of rows at a time. A quantised matrix is put together in its blocks first, because layouts have its codes, scales and
+// zero-points apart; its parts are written one after the other while it is at hand, so no more than one matrix is in memory. Large models are cut
+// into several files. The folder is made under another name and renamed when it is whole.
 #include "hf_json.hpp"
 #include "names.hpp"
 #include "save_formats.hpp"
@@ -16,9 +17,11 @@ namespace llm {
 namespace {
 
 namespace fs = std::filesystem;
+using lowbit::packed_matrix;
+using lowbit::packed_view;
 using parts = std::vector<lowbit::checkpoint_part>;
 
-constexpr std::size_t file_limit = std::size_t{4} << 30;  // bytes of weights in a file, unless one tensor has more
+constexpr std::size_t usual_part = std::size_t{4} << 30;  // bytes of weights in a file
 
 std::size_t bytes_of(const lowbit::safetensor& t) {
   std::size_t bits = *lowbit::safetensors_bits(t.dtype);
@@ -26,8 +29,8 @@ std::size_t bytes_of(const lowbit::safetensor& t) {
   return bits / 8;
 }
 
-// The parts of a tensor; without data, their declarations.
-lowbit::result<parts> parts_of(const tensor& t, const lowbit::packed_view& w, const std::optional<lowbit::checkpoint_layout>& layout) {
+// The parts of a tensor; without data, their declarations. Plain floats have no data here.
+lowbit::result<parts> parts_of(const tensor& t, const packed_view& w, const std::optional<lowbit::checkpoint_layout>& layout) {
   const std::string name = hf_name(t.name).value_or(t.name);
   if (!w.spec->is_float()) {
     if (!layout) return lowbit::failure{lowbit::errc::unsupported, "tensor " + name + " is not plain floats"};
@@ -36,9 +39,7 @@ lowbit::result<parts> parts_of(const tensor& t, const lowbit::packed_view& w, co
   std::vector<std::uint64_t> shape{w.cols};
   if (!t.is_vector) shape.insert(shape.begin(), w.rows);
   const char* const dtype = lowbit::scale_dtype(w.spec->element);
-  lowbit::checkpoint_part p{{name, dtype, std::move(shape), {}}, {}};
-  if (w.data != nullptr) p.bytes.assign(w.data, w.data + w.size_bytes());
-  return parts{std::move(p)};
+  return parts{{{name, dtype, std::move(shape), {}}, {}}};
 }
 
 nlohmann::json json_of(const lowbit::gguf_value& value) {
@@ -111,7 +112,7 @@ class new_folder {
 
 /// Everything in a folder that is there. Returns the bytes written.
 lowbit::result<std::size_t> write_folder(const fs::path& folder, const checkpoint& model, const tensor_forms& forms,
-                                         const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress) {
+                                         const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   // Which tensors go into which file: in order, as many as fit.
   struct part_file {
     std::vector<const tensor*> tensors;
@@ -124,7 +125,7 @@ lowbit::result<std::size_t> write_folder(const fs::path& folder, const checkpoin
   std::vector<std::string> left_alone;
   const lowbit::format_spec* floats = nullptr;  // of the widest float matrix: the type that loaders are told
   for (const tensor& t : model.tensors) {
-    const lowbit::packed_view form = forms(t);
+    const packed_view form = forms(t);
     const auto declared = parts_of(t, form, layout);
     if (!declared) return declared.error();
     const std::string name = hf_name(t.name).value_or(t.name), module = name.substr(0, name.rfind('.'));
@@ -136,7 +137,7 @@ lowbit::result<std::size_t> write_folder(const fs::path& folder, const checkpoin
     if (form.spec->is_float() && !t.is_vector && t.name != "token_embd.weight") left_alone.push_back(module);
     std::size_t bytes = 0;
     for (const auto& p : *declared) bytes += bytes_of(p.declaration);
-    if (files.back().bytes != 0 && files.back().bytes + bytes > file_limit) files.emplace_back();
+    if (files.back().bytes != 0 && files.back().bytes + bytes > part_bytes) files.emplace_back();
     files.back().tensors.push_back(&t);
     files.back().bytes += bytes;
     for (const auto& p : *declared) files.back().declarations.push_back(p.declaration);
@@ -160,14 +161,24 @@ lowbit::result<std::size_t> write_folder(const fs::path& folder, const checkpoin
     auto writer = lowbit::safetensors_writer::create(folder / name, {{"format", "pt"}}, files[i].declarations, lowbit::tensor_order::as_declared);
     if (!writer) return std::move(writer).error();
     for (const tensor* t : files[i].tensors) {
-      if (progress) progress(done, total_source);
-      auto w = weights_to_write(*t, source);
-      if (!w) return std::move(w).error();
-      auto filled = parts_of(*t, w->view(), layout);
-      if (!filled) return std::move(filled).error();
+      const packed_view form = forms(*t);
+      const bool is_float = form.spec->is_float();
+      packed_matrix matrix = is_float ? packed_matrix{} : packed_matrix{*form.spec, form.rows, form.cols};
+      const lowbit::status taken = write_runs(*t, source, [&](const tensor& run, const packed_view& w) -> lowbit::status {
+        done += run.bytes;
+        if (progress) progress(done, total_source);
+        if (is_float) return writer->append({w.data, w.size_bytes()});
+        std::memcpy(matrix.row(run.first_row), w.data, w.size_bytes());
+        if (w.inputs != nullptr) matrix.set_inputs({w.inputs, w.inputs + w.cols});
+        matrix.set_factor(w.factor);
+        return lowbit::done{};
+      });
+      if (!taken) return taken.error();
+      if (is_float) continue;
+      const auto filled = parts_of(*t, matrix.view(), layout);
+      if (!filled) return filled.error();
       for (const auto& p : *filled)
         if (auto s = writer->append(p.bytes); !s) return std::move(s).error();
-      done += t->bytes;
     }
     written += writer->written();
     if (auto s = writer->commit(); !s) return std::move(s).error();
@@ -222,14 +233,14 @@ lowbit::result<fs::path> target_folder(const std::string& path) {
 }
 
 lowbit::result<std::size_t> save_hf(const std::string& folder, const checkpoint& model, const tensor_forms& forms,
-                                    const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress) {
+                                    const std::optional<lowbit::checkpoint_layout>& layout, const weight_source& source, const save_progress& progress, std::size_t part_bytes) {
   if (!model.config.rope_divisors.empty() && model.folder.empty())
     return lowbit::failure{lowbit::errc::unsupported, "a config.json with scaled RoPE is not written"};
   const auto target = target_folder(folder);
   if (!target) return target.error();
   auto made = new_folder::create(*target);
   if (!made) return std::move(made).error();
-  const auto written = write_folder(made->path(), model, forms, layout, source, progress);
+  const auto written = write_folder(made->path(), model, forms, layout, source, progress, part_bytes != 0 ? part_bytes : usual_part);
   if (!written) return made->with_final_name(written.error());
   if (auto s = made->commit(); !s) return std::move(s).error();
   return written;

@@ -41,9 +41,9 @@ lowbit::result<weights> read_in_order(const tensor& t, const requantisation& how
   if (!source) return source;
   if (lowbit::status finite = check_finite(t.name, source->view(), threads); !finite) return std::move(finite).error();
   if (how.reorder && (is_query(t.name) || is_key(t.name))) {
-    const std::size_t heads = is_query(t.name) ? how.heads : how.kv_heads;
-    if (t.rows % (2 * heads) != 0) return lowbit::failure{lowbit::errc::shape, "tensor " + t.name + " has rows that are not whole heads"};
-    source = weights{reorder_rows(source->view(), heads, *how.reorder)};
+    auto in_order = reorder_rows(source->view(), how.head_dim, *how.reorder);
+    if (!in_order) return in_tensor(t.name, in_order.error());
+    source = weights{*std::move(in_order)};
   }
   return source;
 }

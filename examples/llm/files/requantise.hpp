@@ -15,8 +15,8 @@ namespace llm {
 struct requantisation {
   lowbit::format_id format;
   lowbit::method method = lowbit::method::rtn;
-  std::optional<rope_order> reorder;  ///< bring query and key rows to this order; nothing: leave them
-  std::size_t heads = 0, kv_heads = 0;
+  std::optional<rope_order> reorder{};  ///< bring query and key rows to this order; nothing: leave them
+  std::size_t head_dim = 0;
 };
 
 /// A format that was named on the command line, or a failure that lists the names.

@@ -7,18 +7,19 @@
 #include <lowbit/core/bits.hpp>
 #include <lowbit/core/config.hpp>
 
-#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-/// Replace both (before the first lowbit header) to allocate weights elsewhere. May return nullptr.
+/// Replace both (before the first lowbit header) to allocate weights elsewhere. May return nullptr. As they are, a program's new-handler hears
+/// of weights that find no memory as it does of everything else.
 #ifndef LOWBIT_ALIGNED_ALLOC
-#define LOWBIT_ALIGNED_ALLOC(alignment, bytes) std::aligned_alloc(alignment, bytes)
-#define LOWBIT_ALIGNED_FREE(pointer) std::free(pointer)
+#define LOWBIT_ALIGNED_ALLOC(alignment, bytes) ::operator new(bytes, std::align_val_t{alignment}, std::nothrow)
+#define LOWBIT_ALIGNED_FREE(pointer, alignment) ::operator delete(pointer, std::align_val_t{alignment})
 #endif
 
 namespace lowbit {
@@ -33,8 +34,7 @@ class aligned_buffer {
   /// Bytes of any value, for who writes them all: pages are then taken from the system where and when they are written.
   static aligned_buffer uninitialised(std::size_t bytes) {
     aligned_buffer b;
-    constexpr std::size_t huge = std::size_t{2} << 20;
-    const std::size_t alignment = bytes >= huge ? huge : 64;
+    const std::size_t alignment = alignment_of(bytes);
     if (bytes == 0 || bytes > static_cast<std::size_t>(PTRDIFF_MAX) - huge) return b;
     b.data_ = static_cast<std::uint8_t*>(LOWBIT_ALIGNED_ALLOC(alignment, round_up(bytes, alignment)));
     if (b.data_ == nullptr) return b;
@@ -52,13 +52,16 @@ class aligned_buffer {
     std::swap(size_, other.size_);
     return *this;
   }
-  ~aligned_buffer() { LOWBIT_ALIGNED_FREE(data_); }
+  ~aligned_buffer() { LOWBIT_ALIGNED_FREE(data_, alignment_of(size_)); }
 
   [[nodiscard]] std::uint8_t* data() noexcept { return data_; }
   [[nodiscard]] const std::uint8_t* data() const noexcept { return data_; }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
  private:
+  static constexpr std::size_t huge = std::size_t{2} << 20;
+  static constexpr std::size_t alignment_of(std::size_t bytes) noexcept { return bytes >= huge ? huge : 64; }
+
   std::uint8_t* data_ = nullptr;
   std::size_t size_ = 0;
 };
