@@ -45,11 +45,12 @@ TEST_CASE("good weights have no findings, in any format") {
     if (s->is_float()) continue;
     CAPTURE(std::string(s->name));
     const weight_findings f = find_in_weights(ones(*s, 3, 2 * s->block + 1).view(), kernel::best_unit());
-    CHECK(f.blocks == 9);
+    const std::size_t blocks = s == &spec_of<nvfp4> ? 3 * (2 * 4 + 1) : 9;  // each sub-block has its own scale, and the block none
+    CHECK(f.blocks == blocks);
     CHECK(f.not_finite.count == 0);
     CHECK(f.out_of_range.count == 0);
     // Code 1 is no weight in formats whose codes mean -1, 0, 1.
-    CHECK(f.zero.count == (s->codes.zero == 1 ? 9 : 0));
+    CHECK(f.zero.count == (s->codes.zero == 1 ? blocks : 0));
   }
 }
 
@@ -69,6 +70,10 @@ TEST_CASE("scales that are not numbers, zeros, and codes that mean nothing are f
   const auto zeros = spoil(spec_of<q4_0>, [](std::uint8_t* b) { std::memset(b, 0, 2); });
   CHECK(at(spec_of<q4_0>, zeros.zero));
   CHECK(zeros.not_finite.count == 0);
+  const auto sixteen = spoil(spec_of<nvfp4>, [](std::uint8_t* b) { b[2] = 0; });  // the scale of the third group of 16
+  CHECK(sixteen.zero.count == 1);
+  CHECK(sixteen.zero.row == 2);
+  CHECK(sixteen.zero.col == 64 + 32);
   // Groups of a checkpoint whose inputs are in any order may be as small as one weight, which may be zero.
   CHECK(find_in_weights(packed_matrix(uniform_format(4, 1, true), 2, 3).view(), kernel::best_unit()).zero.count == 0);
   CHECK(find_in_weights(packed_matrix(uniform_format(4, 8, true), 2, 16).view(), kernel::best_unit()).zero.count == 4);

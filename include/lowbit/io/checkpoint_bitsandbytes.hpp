@@ -162,6 +162,7 @@ std::optional<result<checkpoint_weight>> find_bitsandbytes(const Find& find, con
     for (const auto& [tensor, suffix] : {std::pair{codes, ""}, std::pair{absmax, ".absmax"}, std::pair{map, ".quant_map"}})
       if (tensor == nullptr) return found(failure{errc::not_found, "tensor '" + state->name + "': its partner '" + name + suffix + "' is missing"});
     if (!json->is_object()) return found(bad_part(*state, "is no JSON object", errc::malformed));
+    if (json->contains("quant_type") && (*json)["quant_type"] != base->name) return found(bad_part(*state, "says that the codes are of another type", errc::bad_value));
     const auto size_at = [](const nlohmann::ordered_json& j, const char* key) { return j.contains(key) ? detail::json_size(j[key]).value_or(0) : 0; };
     const auto shape = json->value("shape", nlohmann::ordered_json());
     const auto rows = shape.is_array() && shape.size() == 2 ? detail::json_size(shape[0]).value_or(0) : 0;

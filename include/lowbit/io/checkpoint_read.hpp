@@ -190,6 +190,16 @@ inline std::optional<std::array<std::size_t, 2>> extents_of(const checkpoint_fam
   return l.packed == axis::in ? std::array<std::size_t, 2>{across, length} : std::array<std::size_t, 2>{length, across};
 }
 
+/// What the zero-points of some rows would have to have added so that their weights are around zero, in steps: near what GPTQ's true version
+/// adds, 0 or 1. Expects codes that lie along the input. (Of more than 4 bits, a step is too little beside what the mean of weights is.)
+inline double missing_from_zeros(const grouped_weight& w, std::span<const std::uint8_t> zeros) {
+  const std::size_t rows = std::min<std::size_t>(w.rows, 16);
+  std::vector<std::uint8_t> codes(rows * w.cols);
+  read_integers(w.family->codes.layout(w.bits), w.codes->data.data(), w.rows, w.cols, 0, rows, codes.data(), w.cols);
+  const auto mean = [](std::span<const std::uint8_t> v) { return static_cast<double>(std::accumulate(v.begin(), v.end(), std::uint64_t{0})) / static_cast<double>(v.size()); };
+  return mean(codes) - mean(zeros.first(rows * w.groups));
+}
+
 /// Reads zero-points, checks GPTQ's label against them, and drops them where all are in the middle and always stored.
 inline status read_zeros(const safetensor& zeros, const checkpoint_hints& hints, grouped_weight& w, std::string& warning) {
   const checkpoint_family& f = *w.family;
@@ -230,6 +240,13 @@ inline status read_zeros(const safetensor& zeros, const checkpoint_hints& hints,
         warning = "tensor '" + zeros.name + "' holds zero-points as gptq (version 1) stores them, although the checkpoint is labelled " + std::string(f.name) +
                   "; they are read as version 1";
       }
+    }
+    // Zero-points of any value tell it as well, but not for certain.
+    if (f.method == "gptq" && warning.empty() && w.bits <= 4 && w.cols >= 256 && !all_are(all[0])) {
+      const double missing = missing_from_zeros(w, all);
+      if (std::abs(missing - (1.0 - bias)) < 0.25)
+        warning = "tensor '" + zeros.name + "' has zero-points that are likely to be " + (bias == 1 ? "gptq_v2's" : "gptq's (version 1)") + ", although the checkpoint is labelled " +
+                  std::string(f.name) + ", as which they are read: the weights' mean is a step away from zero";
     }
     for (std::size_t r = 0; r < w.rows; ++r)
       for (std::size_t g = 0; g < w.groups; ++g) {

@@ -9,7 +9,8 @@
 
 namespace lowbit {
 
-/// What was found in a matrix, counted in blocks (of floats: in weights), and where the first of each kind is.
+/// What was found in a matrix, counted in blocks (of floats: in weights; where each sub-block has a scale of its own and the block none, in
+/// sub-blocks), and where the first of each kind is.
 struct weight_findings {
   struct kind {
     std::size_t count = 0;
@@ -26,7 +27,7 @@ struct weight_findings {
   };
   kind not_finite;    ///< a scale or a minimum, and with it a weight, is NaN or infinite
   kind zero;          ///< every weight is zero (not of blocks of fewer than eight)
-  kind out_of_range;  ///< a code, zero-point or scale that means nothing in the format
+  kind out_of_range;  ///< of whole blocks: a code, zero-point or scale that means nothing in the format
   std::size_t blocks = 0;
 
   void append(const weight_findings& later, std::size_t first_row) noexcept {
@@ -69,7 +70,7 @@ inline bool is_out_of_range(const format_spec& s, const std::uint8_t* block) noe
 inline weight_findings find_in_weights(packed_view w, const kernel::unit& unit) {
   weight_findings found;
   const format_spec& s = *w.spec;
-  const std::size_t step = s.is_float() ? w.cols : s.block;
+  const std::size_t step = s.is_float() ? w.cols : s.sub_number != number::none ? s.sub_block() : s.block;
   std::vector<float> row(w.cols);
   serial_executor serial;
   for (std::size_t r = 0; r < w.rows; ++r) {
@@ -83,14 +84,14 @@ inline weight_findings find_in_weights(packed_view w, const kernel::unit& unit) 
         zero = zero && row[i] == 0.0f;
       }
       found.blocks += s.is_float() ? end - c : 1;
-      if (zero && (s.is_float() || s.block >= 8)) found.zero.add(r, c);  // a few weights are zeros by chance
+      if (zero && (s.is_float() || step >= 8)) found.zero.add(r, c);  // a few weights are zeros by chance
       if (!(probe == 0.0f)) {
         if (!s.is_float()) found.not_finite.add(r, c);
         else
           for (std::size_t i = c; i < end; ++i)
             if (!std::isfinite(row[i])) found.not_finite.add(r, i);
       }
-      if (!s.is_float() && detail::is_out_of_range(s, w.row(r) + c / s.block * s.bytes)) found.out_of_range.add(r, c);
+      if (!s.is_float() && c % s.block == 0 && detail::is_out_of_range(s, w.row(r) + c / s.block * s.bytes)) found.out_of_range.add(r, c);
     }
   }
   return found;
