@@ -3,14 +3,14 @@
 //
 // Byte-identical files need the same rounding at every step: sums are sequential, and a product that feeds a sum is rounded before it
 // (rounded_product), because a compiler that fuses the two would change up to a tenth of the blocks. -ffast-math and its parts cannot be
-// defended against and are refused (clang says nothing of -funsafe-math-optimizations alone, which changes bytes unseen). A search that a lane
-// has left early goes on for the others; what it finds is not selected.
+// defended against and are refused (clang says nothing of -funsafe-math-optimizations, -fassociative-math or -freciprocal-math alone, which
+// change bytes unseen). A search that a lane has left early goes on for the others; what it finds is not selected.
 #pragma once
 
 #include <lowbit/kernel/lanes.hpp>
 
-#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
-#error "lowbit: ggml's reference quantisers cannot keep their bytes under -ffast-math, -fassociative-math or -freciprocal-math"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "lowbit: ggml's reference quantisers cannot keep their bytes under -ffast-math, -fassociative-math, -freciprocal-math or -ffinite-math-only"
 #endif
 
 namespace lowbit::kernel::ggml {

@@ -1,0 +1,3 @@
+// expect: -freciprocal-math or -ffinite-math-only
+// flags: -ffinite-math-only
+#include <lowbit/quantise/standard.hpp>
