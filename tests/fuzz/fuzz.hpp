@@ -35,6 +35,16 @@ inline void require(bool holds) {
   if (!holds) std::abort();
 }
 
+/// Whether a reader refused the input, or something in it. What is called bad_* in a corpus has to be.
+inline bool refused = false;
+/// Notes a refusal, which has to have words.
+template <class Result>
+[[nodiscard]] bool refuses(const Result& r) {
+  if (r) return false;
+  require(!r.error().message.empty());
+  return refused = true;
+}
+
 /// Reads every byte of a span, so that one that reaches too far is noticed.
 inline void touch(std::span<const std::uint8_t> bytes) {
   unsigned sum = 0;

@@ -141,6 +141,8 @@ for name, data in {
     "bad_name": gguf(lora_keys, [(".lora_c", [2], 0)]), "bad_rank": gguf(lora_keys, [lora[0], ("blk.0.attn_q.weight.lora_b", [4, 2], 0)]),
     "bad_dims": gguf(lora_keys, [("w.lora_a", [32], 0), ("w.lora_b", [2, 4, 1], 0)]), "bad_tensor_type": gguf(lora_keys, [("w.lora_a", [32, 2], 26), lora[1]]),
     "bad_values": gguf(lora_keys, lora, fill=0xff), "bad_empty": gguf(lora_keys),
+    "bad_overflow": gguf(lora_keys, [lora[0], ("blk.0.attn_q.weight.lora_b", [2, 1 << 62], 1)]),
+    "bad_huge": gguf(lora_keys, [lora[0], ("blk.0.attn_q.weight.lora_b", [2, 1 << 40], 1)]),
 }.items():
     save("gguf_adapter", name, data)
 
@@ -160,18 +162,28 @@ for name, data in {
     "bad_type": gguf(matrix_keys[1:], sums), "bad_alone": gguf(matrix_keys, sums[:1]), "bad_counts": gguf(matrix_keys, [sums[0], ("w.counts", [1, 3], 0)]),
     "bad_nan": gguf(matrix_keys, sums, fill=0xff), "bad_negative": dat([("w", 1, [-1.0])]), "bad_infinite": dat([("w", 1, [float("inf")])]),
     "bad_tensor_type": gguf(matrix_keys, [("w.in_sum2", [32, 1], 2), sums[3]]), "bad_count": dat([("w", 1, [1])], count=1 << 30), "bad_no_entries": dat([]),
-    "bad_repeated": dat([("w", 1, [1]), ("w", 1, [1])]), "bad_calls": dat([("w", 0, [1])]), "bad_no_values": dat([("w", 1, [])]), "bad_end": dat([("w", 1, [1])], b"\1"),
+    "bad_repeated": dat([("w", 1, [1]), ("w", 1, [1])]), "no_calls": dat([("w", 0, [1])]), "bad_calls": dat([("w", -1, [1])]), "bad_no_values": dat([("w", 1, [])]), "bad_end": dat([("w", 1, [1])], b"\1"),
 }.items():
     save("imatrix", name, data)
 
+def panel_checksum(data):  # as io/panel_cache.hpp says
+    odd, mask, sums, whole = 0x9E3779B97F4A7C15, (1 << 64) - 1, list(range(1, 9)), 0
+    for i, word in enumerate(struct.unpack(f"<{len(data) // 8}Q", data)):
+        s = (sums[i % 8] ^ word) * odd & mask
+        sums[i % 8] = s ^ s >> 32
+    for s in sums:
+        whole = (whole ^ s) * odd & mask
+    return whole
+
+
 panel = ("w", [320], 24)  # 16 rows of 32 weights in q4_0
-panel_keys = [key("general.alignment", 4, 64), key("general.type", 8, "lowbit.panels"), key("lowbit.layout", 4, 1), key("lowbit.source", 8, "source")]
-said = [array("lowbit.formats", 8, ["q4_0"]), array("lowbit.rows", 10, [16]), array("lowbit.cols", 10, [32])]
+panel_keys = [key("general.alignment", 4, 64), key("general.type", 8, "lowbit.panels"), key("lowbit.layout", 4, 2), key("lowbit.source", 8, "source")]
+said = [array("lowbit.formats", 8, ["q4_0"]), array("lowbit.rows", 10, [16]), array("lowbit.cols", 10, [32]), array("lowbit.checksums", 10, [panel_checksum(b"\x11" * 320)])]
 for name, data in {
     "good": gguf(panel_keys + said, [panel], 64), "bad_type": gguf(panel_keys[:1] + panel_keys[2:] + said, [panel], 64), "bad_layout": gguf(panel_keys[:2] + [key("lowbit.layout", 4, 0)] + panel_keys[3:] + said, [panel], 64),
-    "bad_source": gguf(panel_keys[:3] + [key("lowbit.source", 8, "other")] + said, [panel], 64), "bad_said": gguf(panel_keys + said[:2], [panel], 64),
+    "bad_source": gguf(panel_keys[:3] + [key("lowbit.source", 8, "other")] + said, [panel], 64), "bad_damaged": gguf(panel_keys + said, [panel], 64, fill=0x12), "bad_said": gguf(panel_keys + said[:2], [panel], 64), "bad_unsummed": gguf(panel_keys + said[:3], [panel], 64),
     "bad_format": gguf(panel_keys + [array("lowbit.formats", 8, ["q9"])] + said[1:], [panel], 64), "bad_size": gguf(panel_keys + said, [("w", [319], 24)], 64),
-    "bad_rows": gguf(panel_keys + said[:1] + [array("lowbit.rows", 10, [1 << 63])] + said[2:], [panel], 64), "bad_zero": gguf(panel_keys + said[:2] + [array("lowbit.cols", 10, [0])], [panel], 64),
+    "bad_rows": gguf(panel_keys + said[:1] + [array("lowbit.rows", 10, [1 << 63])] + said[2:], [panel], 64), "bad_zero": gguf(panel_keys + said[:2] + [array("lowbit.cols", 10, [0])] + said[3:], [panel], 64),
     "bad_alignment": gguf(panel_keys[1:] + said, [("v", [32], 24), panel], 32),
 }.items():
     save("panel_cache", name, data)
@@ -265,6 +277,8 @@ nf4_parts = {"m.weight": ("U8", [512, 1], scrambled(128, 7)), "m.weight.absmax":
 compressed = {"quant_method": "compressed-tensors", "format": "pack-quantized",
               "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32, "symmetric": True, "strategy": "group"}}}}
 bitsandbytes = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+states = {k: state.replace(b, c) for k, b, c in (("type", b'"nf4"', b'"fp4"'), ("block_0", b": 64,", b": 0,"), ("block_huge", b": 64,", b": 4611686018427387904,"),
+                                                ("shape_huge", b"[16,", b"[4611686018427387904,"), ("deep", b"[16, 64]", b"[" * 3000), ("repeated", b'"blocksize"', b'"shape"'))}
 good = {"gptq": (gptq, gptq_parts), "awq": ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, awq_parts),
         "compressed_tensors": (compressed, packed_parts), "nvfp4": ({**compressed, "format": "nvfp4-pack-quantized"}, nvfp4_parts),
         "mxfp4": ({**compressed, "format": "mxfp4-pack-quantized"}, mxfp4_parts),
@@ -284,6 +298,7 @@ for name, data in {
     "bad_global_scale": checkpoint(good["nvfp4"][0], {**nvfp4_parts, "m.weight_global_scale": ("F32", [1], struct.pack("<f", 1e-44))}),
     "bad_scale_nan": checkpoint(good["nvfp4"][0], {**nvfp4_parts, "m.weight_scale": ("F8_E4M3", [16, 4], b"\x7f" * 64)}),
     "bad_marker": checkpoint(good["int8"][0], {**int8_parts, "m.weight_format": ("U8", [], b"\1")}),
+    **{"bad_state_" + k: checkpoint(bitsandbytes, {**nf4_parts, "m.weight.quant_state.bitsandbytes__nf4": ("U8", [len(text)], text)}) for k, text in states.items()},
     "bad_state": checkpoint(bitsandbytes, {**nf4_parts, "m.weight.quant_state.bitsandbytes__nf4": ("U8", [4], b"{]{]")}),
     "bad_method": checkpoint({"quant_method": "hqq"}, gptq_parts), "bad_config": checkpoint([], gptq_parts), "bad_config_json": b"{\0",
     "huge_bits": checkpoint({**gptq, "bits": 1 << 62, "group_size": -3}, gptq_parts)}.items():
@@ -314,6 +329,7 @@ for name, change in {"heads_0": {"num_attention_heads": 0}, "heads_text": {"num_
     save("hf_config", "bad_" + name, json.dumps({**config, **change}))
 save("hf_config", "bad_deep", '{"a":' + "[" * 3000)
 save("hf_config", "bad_kind", "[]")
+save("hf_config", "bad_repeated", json.dumps(config)[:-1] + ', "rope_theta": 500000.0}')
 
 bpe = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "\u0120": 3}, "merges": ["a b", ["\u0120", "a"]]},
        "added_tokens": [{"id": 4, "content": "<s>", "special": True}], "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
@@ -329,6 +345,8 @@ for name, change in {"no_model": {"model": None}, "vocab_kind": {"model": {**bpe
                      "added_float": {"added_tokens": [{"id": 8e102, "content": "<s>"}]}, "type": {"model": {**bpe["model"], "type": "WordPiece"}},
                      "cutter": {"pre_tokenizer": {"type": "Whitespace"}}, "bos": {"bos_token": 7}}.items():
     save("hf_tokeniser", "bad_" + name, json.dumps({**bpe, **change}))
+save("hf_tokeniser", "bad_deep", '{"model":' + "[" * 3000)
+save("hf_tokeniser", "bad_repeated", json.dumps(bpe).replace('"a": 0', '"a": 0, "a": 1'))
 
 
 # llama2.c --------------------------------------------------------------------------------------------------------------------------
@@ -365,6 +383,9 @@ for name, change in {"alone": {k: v for k, v in factors.items() if k != names[1]
                      "values": {**factors, names[0]: ("F32", [8, 4], b"\xff" * 128)}, "tensor_type": {**factors, names[0]: ("I32", [8, 4], bytes(128))},
                      "vector": {**factors, names[0]: ("F32", [32], single * 32)}, "other": {**factors, "base_model.model.lm_head.weight": ("F32", [1], single)}}.items():
     save("peft_adapter", "bad_" + name, checkpoint(peft, change))
+whole = checkpoint(peft, factors)
+save("peft_adapter", "bad_deep", whole.replace(b'"bias": "none"', b'"bias": ' + b"[" * 3000))
+save("peft_adapter", "bad_repeated", whole.replace(b'"r": 8', b'"r": 8, "r": 4'))
 
 # A Hugging Face folder ---------------------------------------------------------------------------------------------------------------
 small = {**config, "vocab_size": 3, "num_key_value_heads": 2, "tie_word_embeddings": True}

@@ -11,7 +11,7 @@ namespace lowbit::fuzz {
 
 /// Whole factors of finite numbers, one pair at least; or an error that says something.
 inline void use(const result<adapter>& read) {
-  if (!read) return require(!read.error().message.empty());
+  if (refuses(read)) return;
   require(!read->weights.empty());
   for (const auto& [name, f] : read->weights) {
     require(f.rank != 0 && f.a.size() == f.rank * f.cols && f.b.size() == f.rows * f.rank && std::isfinite(f.scale));

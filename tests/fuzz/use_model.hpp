@@ -12,15 +12,15 @@ namespace lowbit::fuzz {
 
 /// Reads every tensor, checks the shapes, takes a text through the tokeniser and back, and writes the tokeniser as Hugging Face does.
 inline void use(const result<llm::checkpoint>& file, const char* text) {
-  if (!file) return require(!file.error().message.empty());
+  if (refuses(file)) return;
   for (const llm::tensor& t : file->tensors) {
     const auto w = t.read();
-    if (w) touch({w->view().data, w->view().size_bytes()});
+    if (!refuses(w)) touch({w->view().data, w->view().size_bytes()});
   }
-  (void)llm::check_model(*file).ok();
-  if (llm::vocabulary words = file->words; llm::complete(words)) (void)llm::hf_tokeniser(words);
+  (void)refuses(llm::check_model(*file));
+  if (llm::vocabulary words = file->words; !refuses(llm::complete(words))) (void)llm::hf_tokeniser(words);
   const auto tokeniser = llm::tokeniser::from(file->words);
-  if (tokeniser) (void)tokeniser->decode(tokeniser->encode(text, true));
+  if (!refuses(tokeniser)) (void)tokeniser->decode(tokeniser->encode(text, true));
 }
 
 }  // namespace lowbit::fuzz
