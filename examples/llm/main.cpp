@@ -20,17 +20,22 @@
 
 namespace {
 
-// Stopped by the user or the system: half-written files go, and the signal does what it always does.
-void clean_up(int signal) {
+// Before an end that unwinds nothing: half-written files go, and what is kept is said.
+void clean_up() {
   lowbit::remove_partial_files();
   if (const char* const words = llm::last_words; words != nullptr) (void)!write(STDERR_FILENO, words, std::strlen(words));
+}
+
+// Stopped by the user or the system: the signal does what it always does.
+void stopped(int signal) {
+  clean_up();
   std::signal(signal, SIG_DFL);
   std::raise(signal);
 }
 
 // There is no going on, and nobody to unwind to: many functions are noexcept.
 [[noreturn]] void out_of_memory() {
-  lowbit::remove_partial_files();
+  clean_up();
   constexpr std::string_view words = "lowbit: there is not enough memory\n";
   (void)!write(STDERR_FILENO, words.data(), words.size());
   _exit(2);
@@ -51,7 +56,7 @@ lowbit::status run(const llm::action& chosen) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, clean_up);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) std::signal(signal, stopped);
   std::set_new_handler(out_of_memory);
 #if defined(__GLIBC__)
   // What runs of rows took goes back to the system at once. By itself glibc keeps large blocks from the second one on, in holes that aligned ones do

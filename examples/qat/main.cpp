@@ -117,7 +117,7 @@ class experiment {
   /// The same training without quantisation: what the quantised models are to be measured against.
   lowbit::status tune_float() {
     constexpr auto floats = lowbit::id_of<lowbit::f32>();
-    auto start = read_parameters(file_, {floats, lowbit::method::rtn, {}, 0, 0}, threads_);
+    auto start = read_parameters(file_, {floats, lowbit::method::rtn}, threads_);
     if (!start) return std::move(start).error();
     auto tuned = train_shown("float", file_, *start, floats, nullptr);
     if (!tuned) return std::move(tuned).error();

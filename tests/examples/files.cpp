@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <tuple>
 
 using namespace llm;
 
@@ -105,6 +106,41 @@ TEST_CASE("rows that blocks do not divide fall back as in llama.cpp, and still s
   const auto again = open_checkpoint(folder / "ragged.gguf");
   REQUIRE(again.ok());
   CHECK(logits_of(*again, stored, threads) == logits_of(changed, source, threads));
+}
+
+TEST_CASE("a matrix comes in runs of rows, queries and keys in runs of whole heads") {
+  const std::size_t head_dim = 96, rows = 5 * head_dim, cols = 3;
+  std::vector<float> values(rows * cols);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  const lowbit::packed_view whole{&lowbit::spec_of<lowbit::f32>, rows, cols, reinterpret_cast<const std::uint8_t*>(values.data())};
+  tensor t{"blk.0.attn_q.weight", false, rows, cols, whole.spec, whole.size_bytes(), {}};
+  t.read_rows = [&](std::size_t first, std::size_t count) -> lowbit::result<weights> { return weights{whole.middle_rows(first, count)}; };
+  const std::vector<float> turned = decoded(reorder_rows(whole, head_dim, rope_order::pairs)->view());
+  for (const auto& [together, most, runs] : {std::tuple{head_dim, std::size_t{250} * 3, std::size_t{3}}, {head_dim, std::size_t{1}, std::size_t{5}}, {std::size_t{1}, std::size_t{250} * 3, std::size_t{2}},
+                                             {head_dim, std::size_t{481} * 3, std::size_t{1}}}) {
+    t.together = together;
+    const std::vector<tensor> all = runs_of(t, most);
+    CHECK(all.size() == runs);
+    std::vector<float> read, in_order;
+    for (const tensor& run : all) {
+      CHECK(run.first_row * cols == read.size());
+      const auto w = all.size() == 1 ? t.read_rows(0, rows) : run.read();
+      const std::vector<float> v = decoded(w->view());
+      CHECK(v.size() == run.rows * cols);
+      read.insert(read.end(), v.begin(), v.end());
+      const auto part = reorder_rows(w->view(), head_dim, rope_order::pairs);
+      CHECK(part.ok() == (run.rows % head_dim == 0));
+      if (!part) continue;
+      const std::vector<float> moved = decoded(part->view());
+      in_order.insert(in_order.end(), moved.begin(), moved.end());
+    }
+    CHECK(read == values);
+    if (together == head_dim) CHECK(in_order == turned);
+  }
+  const temporary_folder folder;
+  const checkpoint model = opened(write_tiny_model(folder));
+  for (const tensor& m : model.tensors) CHECK(m.together == (m.name.find("attn_q.") != m.name.npos || m.name.find("attn_k.") != m.name.npos ? model.config.head_dim : 1));
+  CHECK(model.config.head_dim > 1);
 }
 
 TEST_CASE("a model that has a tensor twice, its floats beside its codes, is refused by the tensor's name") {

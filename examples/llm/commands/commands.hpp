@@ -30,9 +30,6 @@ inline std::atomic<const char*> last_words{nullptr};
 /// The chosen subcommand.
 using action = std::function<lowbit::status()>;
 
-/// What --split says of itself.
-inline constexpr const char* split_help = "Write several files of at most so many bytes of tensors each (2G); GGUF as OUT-00001-of-….gguf";
-
 /// For options: a number in [low, high], which NaN is not.
 inline CLI::Validator number_between(double low, double high) {
   return CLI::Validator([low, high](const std::string& text) -> std::string {
@@ -53,6 +50,16 @@ inline CLI::Validator whole_number(std::uint64_t low = 0) {
     text = std::to_string(v);
     return {};
   }, "FROM " + std::to_string(low));
+}
+
+/// Adds --split. (CLI11's sizes by themselves may be negative, and overflow.)
+inline void add_split(CLI::App& command, std::size_t& bytes) {
+  static const CLI::Validator digits([](std::string& text) -> std::string {
+    const std::size_t count = std::min(text.find_first_not_of("0123456789"), text.size());
+    return count == 0 || count > 12 ? text + " is not a size such as 500M or 2G" : std::string();
+  }, "SIZE");
+  command.add_option("--split", bytes, "Write several files of at most so many bytes of tensors each (2G), but for one that has more; GGUF as OUT-00001-of-….gguf")
+      ->transform(CLI::AsSizeValue(false))->transform(digits);
 }
 
 /// A text as one line for people, what steers terminals made visible: names from files may have anything in them.

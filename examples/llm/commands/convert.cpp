@@ -83,7 +83,7 @@ void add_convert(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("out", o->out, "A .gguf file, or a folder")->required();
   c->add_option("--to", o->target, "gguf, hf (plain floats), gptq, gptq_v2, gptq_p, awq, bitsandbytes, compressed-tensors, ...")->required();
   c->add_option("--format", o->format, "For matrices that have no exact form in the target: q4_0, u4_g128, nf4, ...; for hf f32, f16 or bf16 (default: like the source's)");
-  c->add_option("--split", o->part_bytes, split_help)->transform(CLI::AsSizeValue(false));
+  add_split(*c, o->part_bytes);
   c->add_flag("--exact-only", o->exact_only, "Refuse, naming the tensor, if anything would have to be quantised anew");
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }

@@ -221,7 +221,7 @@ void add_quantise(CLI::App& app, const common_options& common, action& chosen) {
   c->add_option("--imatrix", o->imatrix, "An importance matrix of llama.cpp's, either kind of file, in the place of a calibration");
   add_calibration(*c, o->calibration, "");
   c->add_flag("--resume", o->resume, "Go on with the same command's interrupted work: finished layers are kept beside the output until it is whole");
-  c->add_option("--split", o->part_bytes, split_help)->transform(CLI::AsSizeValue(false));
+  add_split(*c, o->part_bytes);
   c->callback([o, &common, &chosen] { chosen = [o, &common] { return run(*o, common); }; });
 }
 

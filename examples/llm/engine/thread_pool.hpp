@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -15,10 +16,14 @@ namespace llm {
 
 class thread_pool {
  public:
-  /// A pool of `threads` including the caller; 0 means as many as the machine has.
+  /// A pool of `threads` including the caller; 0 means as many as the machine has. Where the system gives no more, those that there are do the work.
   explicit thread_pool(std::size_t threads) {
     if (threads == 0) threads = std::thread::hardware_concurrency();
-    for (std::size_t i = 1; i < threads; ++i) workers_.emplace_back([this] { wait_and_work(); });
+    workers_.reserve(threads);
+    try {
+      for (std::size_t i = 1; i < threads; ++i) workers_.emplace_back([this] { wait_and_work(); });
+    } catch (const std::system_error&) {
+    }
   }
   thread_pool(const thread_pool&) = delete;
   thread_pool& operator=(const thread_pool&) = delete;

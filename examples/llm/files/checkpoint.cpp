@@ -26,8 +26,7 @@ tensor mapped_tensor(std::string name, bool is_vector, std::size_t rows, std::si
   return t;
 }
 
-std::vector<tensor> runs_of(const tensor& t) {
-  constexpr std::size_t most = std::size_t{4} << 20;
+std::vector<tensor> runs_of(const tensor& t, std::size_t most) {
   const std::size_t step = t.cols == 0 ? t.rows : std::max<std::size_t>(1, most / t.cols / t.together) * t.together;
   if (!t.read_rows || t.rows <= step) return {t};
   std::vector<tensor> runs;

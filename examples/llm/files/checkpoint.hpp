@@ -51,9 +51,9 @@ struct tensor {
   std::optional<lowbit::format_id> wanted{};  ///< the format that it is to get; nothing: that of the whole model
 };
 
-/// The tensor as runs of rows, for who wants no more than that in memory: 4 million weights each, or as few more as go together; itself where
-/// its rows cannot be read apart.
-std::vector<tensor> runs_of(const tensor& t);
+/// The tensor as runs of rows of at most `most` weights each (or as few more as go together), for who wants no more than that in memory;
+/// itself where its rows cannot be read apart.
+std::vector<tensor> runs_of(const tensor& t, std::size_t most = std::size_t{4} << 20);
 
 struct checkpoint {
   std::string name;                        ///< the model's, for people

@@ -421,11 +421,23 @@ class conversion_plan::decision {
     }
     relative_error error;
     const step how_to = s_;
+    lowbit::packed_matrix nested;  // scales are nested by what all of the tensor's are
+    if (nests() && !how_to.to->is_float()) {
+      lowbit::packed_matrix whole{*how_to.to, t_.rows, t_.cols};
+      const lowbit::status quantised = for_runs([&](const tensor& part, packed_view) -> lowbit::status {
+        const auto out = plan_.apply(part, how_to, threads_);
+        if (!out) return out.error();
+        std::memcpy(whole.row(part.first_row), out->view().data, out->view().size_bytes());
+        return lowbit::done{};
+      });
+      if (!quantised) return quantised.error();
+      nested = nest(whole.view());
+    }
     const outcome done = carry(
         [&](const tensor& part, packed_view) -> made {
+          if (nested.rows() != 0) return {weights{nested.view().middle_rows(part.first_row, part.rows)}};
           auto out = plan_.apply(part, how_to, threads_);
           if (!out) return std::move(out).error();
-          if (nests() && !s_.to->is_float()) out = weights{nest(out->view())};  // of a run alone: the scales' mean is the whole tensor's in the file
           return {*std::move(out)};
         },
         &error);

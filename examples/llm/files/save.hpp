@@ -31,7 +31,7 @@ requantisation plan_for(checkpoint& model, lowbit::format_id format, lowbit::met
 
 /// Writes a .gguf file for formats that GGUF has, or else a Hugging Face folder; fails where there is no container. `source` gives the
 /// weights as plan_for says: from requantise() as they are needed, or from memory. With `part_bytes`, there are several files of at most so
-/// many bytes of tensors each, for GGUF path-00001-of-….gguf. Returns the bytes written.
+/// many bytes of tensors each, but for one that has more, for GGUF path-00001-of-….gguf. Returns the bytes written.
 lowbit::result<std::size_t> save_model(const std::string& path, const checkpoint& model, lowbit::format_id format,
                                        const weight_source& source, const save_progress& progress = {}, std::size_t part_bytes = 0);
 
