@@ -1,3 +1,3 @@
-// expect: -freciprocal-math or -ffinite-math-only
+// expect: reciprocal-math or -ffinite-math-only
 // flags: -ffinite-math-only
 #include <lowbit/quantise/standard.hpp>
