@@ -10,6 +10,19 @@
 using namespace lowbit;
 using namespace lowbit::test;
 
+namespace {
+
+/// Writes a cache "c" of one matrix, "w" of 16 rows in q4_0. Returns the bytes of its panels, which begin at byte 4096.
+std::size_t write_cache_of_one(const scratch_folder& folder, std::size_t cols) {
+  serial_executor serial;
+  const panel_matrix m = panel_matrix::from(random_blocks(spec_of<q4_0>, 16, cols, 1).view(), serial);
+  const panel_cache::entry entry{"w", &m};
+  REQUIRE(panel_cache::write(folder / "c", "source", std::span(&entry, 1)));
+  return m.size_bytes();
+}
+
+}  // namespace
+
 TEST_CASE("matrices in the cache are those that were written, in every kind of format") {
   const scratch_folder folder;
   serial_executor serial;
@@ -75,10 +88,7 @@ TEST_CASE("a matrix that has a factor, another order of inputs or a format of it
 
 TEST_CASE("a cache of something else, of another version, or broken anywhere is refused") {
   const scratch_folder folder;
-  serial_executor serial;
-  const panel_matrix m = panel_matrix::from(random_blocks(spec_of<q4_0>, 16, 32, 1).view(), serial);
-  const panel_cache::entry entry{"w", &m};
-  REQUIRE(panel_cache::write(folder / "c", "source", std::span(&entry, 1)));
+  const std::size_t panel_bytes = write_cache_of_one(folder, 32);
   CHECK(panel_cache::open(folder / "none", "source").error().kind == errc::io);
   CHECK(panel_cache::open(folder / "c", "other").error().kind == errc::not_found);
   const bytes whole = read_all(folder / "c");
@@ -100,7 +110,7 @@ TEST_CASE("a cache of something else, of another version, or broken anywhere is 
   const std::string sixteen = std::string("\12\0\0\0\1\0\0\0\0\0\0\0\20\0\0\0\0\0\0\0", 20);  // rows: an array of one u64, 16
   const std::string huge = sixteen.substr(0, 12) + std::string(8, '\xff');
   CHECK(changed(sixteen, huge) == errc::shape);
-  const std::size_t data_end = 4096 + m.size_bytes();  // then comes padding, which nobody needs
+  const std::size_t data_end = 4096 + panel_bytes;  // then comes padding, which nobody needs
   REQUIRE(whole.size() == 8192);
   for (std::size_t n = 0; n < data_end; n += n < 1000 ? 1 : 97) {
     write_all(folder / "cut", std::string(whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(n)));
@@ -110,13 +120,10 @@ TEST_CASE("a cache of something else, of another version, or broken anywhere is 
 
 TEST_CASE("a bit that changes anywhere in the panels is found by who asks for it") {
   const scratch_folder folder;
-  serial_executor serial;
-  const panel_matrix m = panel_matrix::from(random_blocks(spec_of<q4_0>, 16, 64, 1).view(), serial);
-  const panel_cache::entry entry{"w", &m};
-  REQUIRE(panel_cache::write(folder / "c", "source", std::span(&entry, 1)));
+  const std::size_t panel_bytes = write_cache_of_one(folder, 64);
   REQUIRE(panel_cache::open(folder / "c", "source")->check());
   const bytes whole = read_all(folder / "c");
-  for (std::size_t at = 0; at < m.size_bytes(); ++at)
+  for (std::size_t at = 0; at < panel_bytes; ++at)
     for (const unsigned bit : {0u, 7u}) {
       std::string text(whole.begin(), whole.end());
       text[4096 + at] = static_cast<char>(static_cast<unsigned char>(text[4096 + at]) ^ 1u << bit);
