@@ -53,6 +53,9 @@ template <class Arch, level_rule Rule, bool Offset, class Sub, class Store>
 LOWBIT_ALWAYS_INLINE void dequantise_sub_blocks(const format_spec& s, Sub sub, const std::uint8_t* codes, std::size_t count, shared_at shared, float* out,
                                                 Store store) noexcept {
   constexpr std::size_t n = simd::lanes<Arch>;
+  // A copy, which stays in registers: floats that are written might be the codebook's.
+  alignas(64) float table[16];
+  if constexpr (Rule == level_rule::table) std::memcpy(table, &s.values.values[0], sizeof table);
   const auto sub_block = [&](auto here) LOWBIT_INLINE_LAMBDA {
     const floats<Arch> scale(*shared.scale), offset(Offset ? *shared.offset : 0.0f);
     const ints<Arch> zero(Rule == level_rule::difference ? *shared.zero : 0);
@@ -62,7 +65,7 @@ LOWBIT_ALWAYS_INLINE void dequantise_sub_blocks(const format_spec& s, Sub sub, c
         level = xsimd::to_float(simd::load_widened<Arch>(reinterpret_cast<const std::int8_t*>(codes + i), Arch{}));
       } else {
         const ints<Arch> code = simd::load_widened<Arch>(codes + i, Arch{});
-        if constexpr (Rule == level_rule::table) level = simd::lookup16<Arch>(code, &s.values.values[0], Arch{});
+        if constexpr (Rule == level_rule::table) level = simd::lookup16<Arch>(code, table, Arch{});
         else level = xsimd::to_float(ints<Arch>(code - zero));
       }
       auto v = simd::rounded_product<Arch>(scale, level, Arch{});
@@ -78,7 +81,7 @@ LOWBIT_ALWAYS_INLINE void dequantise_sub_blocks(const format_spec& s, Sub sub, c
     for (; i < here(); ++i) {
       float level;
       if constexpr (Rule == level_rule::byte) level = static_cast<float>(static_cast<std::int8_t>(codes[i]));
-      else if constexpr (Rule == level_rule::table) level = (&s.values.values[0])[codes[i]];
+      else if constexpr (Rule == level_rule::table) level = table[codes[i]];
       else level = static_cast<float>(codes[i] - *shared.zero);
       const float v = lowbit::rounded_product(*shared.scale, level);
       out[i] = Offset ? v + *shared.offset : v;
@@ -113,7 +116,7 @@ void dequantise_blocks(const format_spec& s, const std::uint8_t* blocks, std::si
   const std::size_t group = most != 0 ? most : 1;
   shared_numbers<Arch> shared(s);
   const byte_levels<Arch> to_levels(s);
-  std::uint8_t codes[piece + past];
+  alignas(64) std::uint8_t codes[piece + past];
   for (std::size_t c = 0; c < cols; c += group * s.block, blocks += group * s.bytes) {
     const std::size_t left = ceil_div(cols - c, s.block), count = left < group ? left : group, all = count * s.block;
     const std::size_t valid = cols - c < all ? cols - c : all;

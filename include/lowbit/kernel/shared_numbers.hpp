@@ -135,8 +135,8 @@ class shared_numbers {
 
   /// As many blocks as have `ready` sub-blocks at most.
   LOWBIT_ALWAYS_INLINE void read(const std::uint8_t* blocks, std::size_t count) noexcept {
-    std::uint8_t fields[ready + past];
-    float of_block[ready + past / sizeof(float)];
+    alignas(64) std::uint8_t fields[ready + past];
+    alignas(64) float of_block[ready + past / sizeof(float)];
     const bool is_split = s_.sub_scale.present();
     if (s_.scale.present()) read_numbers<Arch>(s_.scale, blocks, s_.bytes, count, is_split ? of_block : scale_);
     if (is_split && s_.sub_number != number::none) {
@@ -174,8 +174,9 @@ class shared_numbers {
   const format_spec& s_;
   std::size_t subs_;
   element_field sub_scale_, sub_minimum_, zero_point_;
-  float scale_[ready + past / sizeof(float)], offset_[ready + past / sizeof(float)];
-  int zero_[ready];
+  // Aligned, so that no store crosses from one page to the next: behind streamed stores such a store costs as much as hundreds of others.
+  alignas(64) float scale_[ready + past / sizeof(float)], offset_[ready + past / sizeof(float)];
+  alignas(64) int zero_[ready];
 };
 
 }  // namespace lowbit::kernel::detail
