@@ -105,7 +105,7 @@ LOWBIT_ALWAYS_INLINE void move_dense(std::uint8_t* block, std::uint8_t* codes, u
     if constexpr (!First) code |= load_word<8>(codes);
     store(code, codes);
   } else {
-    store_word<Bits>(load_word<Bits>(block) | simd::gather_bits<Bits>((load_word<8>(codes) >> shift) & simd::low_bits<Bits>, Arch{}), block);
+    store_word<Bits>(simd::gather_bits<Bits>(load_word<8>(codes) >> shift, Arch{}), block);  // these bytes hold nothing else
   }
 }
 
@@ -231,24 +231,33 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
             for (std::size_t i = 0; i < count; i += 16, packed += 2 * bits()) unpack_dense<Arch, bits(), First>(packed, to + i, shift);
           }
         }
-        for (; b < blocks; ++b) {
-          auto [packed, to] = place();
-          std::size_t i = 0;
-          if constexpr (To == direction::unpack && bits() < 8) {
-            const std::size_t left = last - b * block_bytes, end = left < 16 ? 0 : ((left - 16) / (2 * bits()) + 1) * 16;
-            for (; i + 16 <= count && i < end; i += 16, packed += 2 * bits()) unpack_dense<Arch, bits(), First>(packed, to + i, shift);
+        const auto move = [&](auto all) LOWBIT_INLINE_LAMBDA {
+          for (; b < blocks; ++b) {
+            auto [packed, to] = place();
+            std::size_t i = 0;
+            if constexpr (To == direction::unpack && bits() < 8) {
+              const std::size_t left = last - b * block_bytes, end = left < 16 ? 0 : ((left - 16) / (2 * bits()) + 1) * 16;
+              for (; i + 16 <= all() && i < end; i += 16, packed += 2 * bits()) unpack_dense<Arch, bits(), First>(packed, to + i, shift);
+            }
+            for (; i + 8 <= all(); i += 8, packed += bits()) move_dense<Arch, To, bits(), First>(packed, to + i, shift);
           }
-          for (; i + 8 <= count; i += 8, packed += bits()) move_dense<Arch, To, bits(), First>(packed, to + i, shift);
-        }
+        };
+        if (To == direction::pack && count == 32) move(std::integral_constant<std::size_t, 32>{});
+        else move([count]() LOWBIT_INLINE_LAMBDA { return count; });
       });
       done = count / 8 * 8;
       break;
     case pattern::nibbles: {
       const unsigned top = (&p.digits.stride[0])[0] < 0 ? 1 : 0;
       const std::size_t at = p.base / 8 + first / 2;
-      for (std::size_t b = 0; b < blocks; ++b)
-        for (std::size_t i = 0; i + 32 <= count; i += 32)
-          move_nibbles<Arch, To>(block + b * block_bytes + at + i / 2, codes + b * count + i, top);
+      const auto move = [&](auto all) LOWBIT_INLINE_LAMBDA {
+        std::uint8_t* from = block + at;
+        std::uint8_t* to = codes;
+        for (std::size_t b = 0; b < blocks; ++b, from += block_bytes, to += count)
+          for (std::size_t i = 0; i + 32 <= all(); i += 32) move_nibbles<Arch, To>(from + i / 2, to + i, top);
+      };
+      if (count == 32) move(std::integral_constant<std::size_t, 32>{});  // most blocks: no loop within them
+      else move([count]() LOWBIT_INLINE_LAMBDA { return count; });
       done = count / 32 * 32;
       break;
     }

@@ -157,9 +157,17 @@ V search_with_minimum(std::size_t n, float nmax, const V* x, const V* w, range_t
   }
   low = lesser(V(0.0f), low);
   const auto flat = high == low;
-  const V flat_minimum = negated(low);
+  const V lowest = low;
   const auto level = [&](const V& inverse, const V& from, std::size_t i) LOWBIT_INLINE_LAMBDA {
     return nearest_between(rounded_product(inverse, x[i] - from), 0.0f, nmax);
+  };
+  // The same by half the operations, where all numbers to be rounded are small: all but those of degenerate blocks.
+  const auto small_level = [&](const V& inverse, const V& from, std::size_t i) LOWBIT_INLINE_LAMBDA {
+    return lesser(greater(nearest_small(rounded_product(inverse, x[i] - from)), V(0.0f)), V(nmax));
+  };
+  const auto all_small = [&](const V& inverse, const V& from) LOWBIT_INLINE_LAMBDA {
+    const V farthest = greater(magnitude(high - from), magnitude(lowest - from));
+    return !any(!(flat | (magnitude(inverse) * farthest < V(0x1p21f))));
   };
   const auto error = [&](const V& scale, const V& offset) LOWBIT_INLINE_LAMBDA {
     V sum(0.0f);
@@ -173,22 +181,31 @@ V search_with_minimum(std::size_t n, float nmax, const V* x, const V* w, range_t
   V best_inverse = V(nmax) / (high - low), best_from = low, scale = V(1.0f) / best_inverse;
   for (std::size_t i = 0; i < n; ++i) levels[i] = level(best_inverse, low, i);
   V best = error(scale, low);
+  // Divisions are made before it is known which of their quotients counts, where they would keep the sums after them waiting.
+  const auto inverse_of = [&](int trial, const V& from) LOWBIT_INLINE_LAMBDA {
+    return V(trials.start + rounded_product(trials.step, static_cast<float>(trial)) + nmax) / (high - from);
+  };
+  V inverse = inverse_of(0, low);
   for (int is = 0; is <= trials.steps; ++is) {
     // `low` is the fitted minimum of the last accepted trial from here on: the reference's own behaviour.
-    const V inverse = V(trials.start + rounded_product(trials.step, static_cast<float>(is)) + nmax) / (high - low);
     V sum_l(0.0f), sum_l2(0.0f), sum_xl(0.0f);
-    for (std::size_t i = 0; i < n; ++i) {
-      const V l = level(inverse, low, i), wl = rounded_product(w[i], l);
-      levels[i] = l;
-      sum_l = sum_l + wl;
-      sum_l2 = sum_l2 + rounded_product(wl, l);
-      sum_xl = sum_xl + rounded_product(wl, x[i]);
-    }
+    const auto add_up = [&](auto&& level_at) LOWBIT_INLINE_LAMBDA {
+      for (std::size_t i = 0; i < n; ++i) {
+        const V l = level_at(inverse, low, i), wl = rounded_product(w[i], l);
+        levels[i] = l;
+        sum_l = sum_l + wl;
+        sum_l2 = sum_l2 + rounded_product(wl, l);
+        sum_xl = sum_xl + rounded_product(wl, x[i]);
+      }
+    };
+    if (all_small(inverse, low)) add_up(small_level);
+    else add_up(level);
     const V d = rounded_product(sum_w, sum_l2) - rounded_product(sum_l, sum_l);
     const V free_low = (rounded_product(sum_l2, sum_x) - rounded_product(sum_l, sum_xl)) / d;
     const auto above = free_low > V(0.0f);
     const V this_low = select(above, V(0.0f), free_low);
-    const V this_scale = select(above, sum_xl, rounded_product(sum_w, sum_xl) - rounded_product(sum_x, sum_l)) / select(above, sum_l2, d);
+    const V this_scale = select(above, sum_xl / sum_l2, (rounded_product(sum_w, sum_xl) - rounded_product(sum_x, sum_l)) / d);
+    const V next = inverse_of(is + 1, low), next_if_better = inverse_of(is + 1, this_low);
     const V e = error(this_scale, this_low);
     const auto better = (d > V(0.0f)) & (e < best);
     best_inverse = select(better, inverse, best_inverse);
@@ -196,9 +213,10 @@ V search_with_minimum(std::size_t n, float nmax, const V* x, const V* w, range_t
     best = select(better, e, best);
     scale = select(better, this_scale, scale);
     low = select(better, this_low, low);
+    inverse = select(better, next_if_better, next);
   }
   for (std::size_t i = 0; i < n; ++i) levels[i] = select(flat, V(0.0f), level(best_inverse, best_from, i));
-  minimum = select(flat, flat_minimum, negated(low));
+  minimum = select(flat, negated(lowest), negated(low));
   return select(flat, V(0.0f), scale);
 }
 

@@ -224,19 +224,22 @@ LOWBIT_ALWAYS_INLINE int table_index(const table16& t, float v) noexcept {
   i = 2 * i + (v < t.eighths[i] ? 0 : 1);
   return 2 * i + (v < t.sixteenths[i] ? 0 : 1);
 }
-template <class Arch>
-LOWBIT_ALWAYS_INLINE simd::batch<std::int32_t, Arch> table_index(const table16& t, const simd::batch<float, Arch>& v) noexcept {
+/// `reaches(v, bound)` says whether a number is of the half above a bound.
+template <class Arch, class Reaches>
+LOWBIT_ALWAYS_INLINE simd::batch<std::int32_t, Arch> table_index(const table16& t, const simd::batch<float, Arch>& v, Reaches&& reaches) noexcept {
   using floats = simd::batch<float, Arch>;
   using ints = simd::batch<std::int32_t, Arch>;
-  // Twice the index, and one more where v is not below the bound.
-  const auto next = [&](const ints& i, const floats& bound) LOWBIT_INLINE_LAMBDA {
-    return i + i + ints(1) + xsimd::bitwise_cast<std::int32_t>(xsimd::select(v < bound, floats(xsimd::bitwise_cast<float>(ints(-1))), floats(0.0f)));
-  };
-  const auto upper = !(v < floats(t.half));
-  ints i = xsimd::select(xsimd::batch_bool_cast<std::int32_t>(upper), ints(1), ints(0));
-  i = next(i, xsimd::select(upper, floats(t.quarters[1]), floats(t.quarters[0])));
+  const auto one_if = [](const auto& mask) LOWBIT_INLINE_LAMBDA { return xsimd::select(xsimd::batch_bool_cast<std::int32_t>(mask), ints(1), ints(0)); };
+  const auto next = [&](const ints& i, const floats& bound) LOWBIT_INLINE_LAMBDA { return i + i + one_if(reaches(v, bound)); };
+  const auto upper = reaches(v, floats(t.half));
+  ints i = next(one_if(upper), xsimd::select(upper, floats(t.quarters[1]), floats(t.quarters[0])));
   i = next(i, simd::lookup8<Arch>(i, t.eighths, Arch{}));
   return next(i, simd::lookup8<Arch>(i, t.sixteenths, Arch{}));
+}
+/// As for one number: what lies on a bound goes up.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE simd::batch<std::int32_t, Arch> table_index(const table16& t, const simd::batch<float, Arch>& v) noexcept {
+  return table_index<Arch>(t, v, [](const auto& a, const auto& bound) LOWBIT_INLINE_LAMBDA { return !(a < bound); });
 }
 /// The place of the value that is nearest to v.
 LOWBIT_ALWAYS_INLINE float nearest_index(const table16& t, float v) noexcept { return static_cast<float>(table_index(t, v)); }

@@ -26,7 +26,8 @@ namespace detail {
 /// The numbers that some blocks have one of.
 template <std::size_t Most>
 struct block_numbers {
-  alignas(64) float low[Most], high[Most], scale[Most], offset[Most], inverse[Most], zero_point[Most], bias[Most];
+  alignas(64) float low[Most], high[Most], offset[Most], inverse[Most], bias[Most];
+  alignas(64) std::int32_t zero_point[Most];
   alignas(64) std::uint32_t scale_bits[Most], minimum_bits[Most];
 };
 
@@ -53,6 +54,13 @@ class rows_to_nearest {
  private:
   static constexpr auto lesser_of = [](const floats& a, const floats& b) LOWBIT_INLINE_LAMBDA { return xsimd::min(a, b); };
   static constexpr auto greater_of = [](const floats& a, const floats& b) LOWBIT_INLINE_LAMBDA { return xsimd::max(a, b); };
+
+  /// Calls f with a number of weights, as a constant where it is the most usual one of small blocks: loops of one round go away.
+  template <class F>
+  LOWBIT_ALWAYS_INLINE static void with_size(std::size_t size, F&& f) noexcept {
+    if (size == 32) f(std::integral_constant<std::size_t, 32>{});
+    else f([size]() LOWBIT_INLINE_LAMBDA { return size; });
+  }
 
   /// `left` weights of a row from x on, of which the first `count` blocks are taken.
   void quantise_blocks(const float* x, std::size_t left, std::size_t count, std::uint8_t* out) noexcept {
@@ -84,21 +92,23 @@ class rows_to_nearest {
 
   void find_ranges(std::size_t count) noexcept {
     std::size_t b = 0;
-    if (s_.block % (4 * n) == 0)
-      for (; b < count && size_of_block(b) == s_.block; ++b) {
-        const float* const x = x_ + b * s_.block;
+    const auto whole_blocks = [&](auto block) LOWBIT_INLINE_LAMBDA {
+      const float* x = x_;
+      for (const std::size_t whole = left_ / block(); b < count && b < whole; ++b, x += block()) {
         const auto four = [&](std::size_t i, auto&& combine) LOWBIT_INLINE_LAMBDA {
           const auto v = [&](std::size_t k) LOWBIT_INLINE_LAMBDA { return floats::load_unaligned(x + i + k * n); };
           return combine(combine(v(0), v(1)), combine(v(2), v(3)));
         };
         floats lows = four(0, lesser_of), highs = four(0, greater_of);
-        for (std::size_t i = 4 * n; i < s_.block; i += 4 * n) {
+        for (std::size_t i = 4 * n; i < block(); i += 4 * n) {
           lows = xsimd::min(lows, four(i, lesser_of));
           highs = xsimd::max(highs, four(i, greater_of));
         }
         lows.store_aligned(lows_[b]);
         highs.store_aligned(highs_[b]);
       }
+    };
+    if (s_.block % (4 * n) == 0) with_size(s_.block, whole_blocks);
     for (; b < count; ++b) {
       const std::size_t size = size_of_block(b);
       floats lows, highs;
@@ -152,7 +162,7 @@ class rows_to_nearest {
     if (s_.minimum.present()) offset = stored(s_.minimum.type, clamped_scale(s_.minimum.type, real.minimum), numbers_.minimum_bits + b);
     else if (s_.zero_point.present()) zero_point = zero_point_for(s_, real.minimum, scale);
     offset.store(numbers_.offset + b);
-    zero_point.store(numbers_.zero_point + b);
+    xsimd::to_int(zero_point.part[0]).store_aligned(numbers_.zero_point + b);
   }
 
   void fit_as_ggml(std::size_t b, std::size_t count) noexcept {
@@ -181,18 +191,26 @@ class rows_to_nearest {
     std::uint8_t* codes = codes_;
     const float* x = x_ + first;
     const block_numbers<most>& of = numbers_;
-    const std::size_t block = s_.block, ahead = together_ * block;
-    std::size_t here = left_;
-    for (std::size_t b = 0; b < count; ++b, codes += size, x += block, here -= block) {
-      const grid_lanes<Arch> map({0, of.offset[b], of.inverse[b], static_cast<int>(of.zero_point[b]), of.bias[b]});
-      const std::size_t there = here < first ? 0 : here - first < size ? here - first : size;
-      std::size_t i = 0;
-      for (; i + 4 * n <= there; i += 4 * n) {
-        // The next blocks' weights: their ranges come next, which do little more than read them.
-        for (std::size_t line = 0; line < 4 * n; line += 16) __builtin_prefetch(x + i + line + ahead);
-        const auto code = [&](std::size_t k) LOWBIT_INLINE_LAMBDA { return round(floats::load_unaligned(x + i + k * n), map).code; };
-        simd::store_narrowed<Arch>(codes + i, code(0), code(1), code(2), code(3), Arch{});
+    const std::size_t block = s_.block, ahead = together_ * block, left = left_;
+    std::size_t b = 0;
+    const auto map_of = [&](std::size_t k) LOWBIT_INLINE_LAMBDA { return grid_map{0, of.offset[k], of.inverse[k], of.zero_point[k], of.bias[k]}; };
+    const auto four = [&](const grid_lanes<Arch>& map, int zero_point, std::size_t i) LOWBIT_INLINE_LAMBDA {
+      // The next blocks' weights: their ranges come next, which do little more than read them.
+      for (std::size_t line = 0; line < 4 * n; line += 16) __builtin_prefetch(x + i + line + ahead);
+      round.store(x + i, map, zero_point, codes + i);
+    };
+    const auto whole_blocks = [&](auto all) LOWBIT_INLINE_LAMBDA {
+      for (const std::size_t whole = left < first + all() ? 0 : (left - first - all()) / block + 1; b < count && b < whole; ++b, codes += all(), x += block) {
+        const grid_lanes<Arch> map(map_of(b));
+        for (std::size_t i = 0; i < all(); i += 4 * n) four(map, of.zero_point[b], i);
       }
+    };
+    if (size % (4 * n) == 0) with_size(size, whole_blocks);
+    for (; b < count; ++b, codes += size, x += block) {
+      const grid_lanes<Arch> map(map_of(b));
+      const std::size_t begin = b * block + first, there = left < begin ? 0 : left - begin < size ? left - begin : size;
+      std::size_t i = 0;
+      for (; i + 4 * n <= there; i += 4 * n) four(map, of.zero_point[b], i);
       if (i != size) find_last_codes(round, map, x, i, there, size, codes);
     }
   }
@@ -245,7 +263,7 @@ class rows_to_nearest {
       std::uint8_t* at = out + (in_a_byte ? bit / 8 : 0);
       const unsigned shift = p.shift, left = static_cast<unsigned>(bit % 8), mask = (1u << p.bits) - 1;
       for (std::size_t b = 0; b < count; ++b, at += step) {
-        const unsigned raw = static_cast<unsigned>(static_cast<int>(numbers_.zero_point[b])) >> shift;
+        const unsigned raw = static_cast<unsigned>(numbers_.zero_point[b]) >> shift;
         if (in_a_byte) *at = static_cast<std::uint8_t>(*at | (raw & mask) << left);
         else write_bits(at, bit, p.bits, raw);
       }
@@ -273,22 +291,26 @@ void narrow_rows(const quantise_args& a) noexcept {
     std::uint8_t* const out = a.out + r * s.row_bytes(a.cols);
     if (s.element == number::f32) {
       std::memcpy(out, x, a.cols * sizeof(float));
-    } else if (s.element == number::f16) {
-      std::size_t c = 0;
-      for (; c + n <= a.cols; c += n) {
-        std::uint16_t half[n];
-        simd::store_f16<Arch>(half, simd::batch<float, Arch>::load_unaligned(x + c), Arch{});
+      continue;
+    }
+    std::size_t c = 0;
+    // A register or more at a time, by way of a variable: bytes that are written might be any weight's.
+    const auto narrow = [&](auto&& convert, auto& half) LOWBIT_INLINE_LAMBDA {
+      for (constexpr std::size_t some = sizeof half / sizeof half[0]; c + some <= a.cols; c += some) {
+        convert(half, x + c);
         std::memcpy(out + 2 * c, half, sizeof half);
       }
-      for (; c < a.cols; ++c) {
-        const std::uint16_t bits = to_f16(x[c]).bits;
-        std::memcpy(out + 2 * c, &bits, sizeof bits);
-      }
+    };
+    if (s.element == number::f16) {
+      std::uint16_t half[n];
+      narrow([](std::uint16_t* to, const float* v) LOWBIT_INLINE_LAMBDA { simd::store_f16<Arch>(to, simd::batch<float, Arch>::load_unaligned(v), Arch{}); }, half);
     } else {
-      for (std::size_t c = 0; c < a.cols; ++c) {
-        const std::uint16_t bits = to_bf16(x[c]).bits;
-        std::memcpy(out + 2 * c, &bits, sizeof bits);
-      }
+      std::uint16_t half[64];
+      narrow([](std::uint16_t* to, const float* v) LOWBIT_INLINE_LAMBDA { for (std::size_t i = 0; i < 64; ++i) to[i] = to_bf16(v[i]).bits; }, half);
+    }
+    for (; c < a.cols; ++c) {
+      const std::uint16_t bits = s.element == number::f16 ? to_f16(x[c]).bits : to_bf16(x[c]).bits;
+      std::memcpy(out + 2 * c, &bits, sizeof bits);
     }
   }
 }

@@ -1,8 +1,7 @@
 // What rounding to nearest does with a block's weights: their range, and their codes on a grid. Shared by every fit and every format.
 #pragma once
 
-#include <lowbit/format/codec.hpp>
-#include <lowbit/simd/primitives.hpp>
+#include <lowbit/kernel/lanes.hpp>
 
 namespace lowbit::kernel {
 
@@ -138,43 +137,79 @@ class code_lanes {
   };
 
   LOWBIT_ALWAYS_INLINE explicit code_lanes(const format_spec& s) noexcept
-      : values_(s.values), lowest_(static_cast<float>(s.codes.lowest())), highest_(static_cast<float>(s.codes.highest())),
-        shift_(s.codes.is_signed ? 0 : s.codes.zero), mask_((1 << s.codes.bits()) - 1) {
-    if constexpr (Rule == code_rule::half_up) highest_ = floats(static_cast<float>((1 << s.codes.bits()) - 1) + 0.5f);
+      : values_(s.values), halves_(s.values), lowest_(static_cast<float>(s.codes.lowest())), highest_(static_cast<float>(s.codes.highest())),
+        most_(static_cast<std::uint8_t>((1 << s.codes.bits()) - 1)), flip_(s.codes.is_signed ? static_cast<std::uint8_t>(1 << (s.codes.bits() - 1)) : 0),
+        zero_(s.codes.is_signed ? flip_ : s.codes.zero) {
     for (unsigned k = 0; Rule == code_rule::table && k < 16; ++k) {
-      order_[k] = values_.order[k];
+      order_as_floats_[k] = order_[k] = values_.order[k];
       sorted_[k] = values_.values[values_.order[k]];
+      ascending_ = ascending_ && (k >= values_.size || values_.order[k] == k);
     }
   }
 
   LOWBIT_ALWAYS_INLINE result operator()(const floats& x, const grid_lanes<Arch>& map) const noexcept {
-    const floats level = simd::rounded_product<Arch>(Offset ? x - map.offset : x, map.inverse, Arch{});
+    const floats level = level_of(x, map);
     if constexpr (Rule == code_rule::even) {
       // 1.5 * 2^23: adding it leaves no bits for a fraction, and the integer in the lowest.
       const floats magic(12582912.0f);
       const floats above = simd::greater<Arch>(level, lowest_ - map.zero_point, Arch{});
       const floats sum = simd::lesser<Arch>(above, highest_ - map.zero_point, Arch{}) + magic;
-      return {(xsimd::bitwise_cast<std::int32_t>(sum) + (xsimd::to_int(map.zero_point) + shift_)) & mask_, sum - magic};
+      return {stored(xsimd::bitwise_cast<std::int32_t>(sum) + xsimd::to_int(map.zero_point)), sum - magic};
     } else if constexpr (Rule == code_rule::table) {
-      ints place(0);
-      for (unsigned k = 0; k + 1 < values_.size; ++k)
-        place += xsimd::select(xsimd::batch_bool_cast<std::int32_t>(level > floats(values_.bounds[k])), ints(1), ints(0));
-      return {xsimd::to_int(simd::lookup16<Arch>(place, order_, Arch{})), simd::lookup16<Arch>(place, sorted_, Arch{})};
+      const ints place = place_of(level);
+      return {ascending_ ? place : xsimd::to_int(simd::lookup16<Arch>(place, order_as_floats_, Arch{})), simd::lookup16<Arch>(place, sorted_, Arch{})};
     } else if constexpr (Rule == code_rule::half_up) {
       // In this order a NaN stays one (a range that overflows), whose integer has low bits of zero, as ggml's has.
-      return {xsimd::to_int(simd::lesser<Arch>(highest_, level + map.bias, Arch{})), level};
+      return {xsimd::to_int(simd::lesser<Arch>(floats(static_cast<float>(most_) + 0.5f), level + map.bias, Arch{})), level};
     } else {
-      // The number below one half: halves reach the next integer by the sum's own rounding, and nothing below them does.
-      const floats half = xsimd::copysign(floats(0x1.fffffep-2f), level);
-      return {(xsimd::to_int(level + half) + shift_) & mask_, level};
+      return {stored(away(level)), level};
     }
   }
 
+  /// The codes of four registers, a byte each. `zero_point` is the map's, as an integer.
+  LOWBIT_ALWAYS_INLINE void store(const float* x, const grid_lanes<Arch>& map, int zero_point, std::uint8_t* codes) const noexcept {
+    ints code[4];
+    LOWBIT_UNROLL
+    for (std::size_t k = 0; k < 4; ++k) {
+      const floats v = floats::load_unaligned(x + k * floats::size);
+      if constexpr (Rule == code_rule::even) code[k] = simd::nearest_int<Arch>(simd::lesser<Arch>(level_of(v, map), floats(32767.0f), Arch{}), Arch{});
+      else if constexpr (Rule == code_rule::table) code[k] = place_of(level_of(v, map));
+      else if constexpr (Rule == code_rule::half_up) code[k] = xsimd::to_int(level_of(v, map) + map.bias);
+      else code[k] = away(level_of(v, map));
+    }
+    const bool as_stored = Rule == code_rule::table || Rule == code_rule::half_up;
+    simd::store_held<Arch>(codes, code, as_stored ? 0 : zero_ + zero_point, most_, as_stored ? 0 : flip_, Arch{});
+    if (Rule == code_rule::table && !ascending_) simd::lookup16<Arch>(simd::batch<std::uint8_t, Arch>::load_unaligned(codes), order_, Arch{}).store_unaligned(codes);
+  }
+
  private:
+  LOWBIT_ALWAYS_INLINE static floats level_of(const floats& x, const grid_lanes<Arch>& map) noexcept {
+    return simd::rounded_product<Arch>(Offset ? x - map.offset : x, map.inverse, Arch{});
+  }
+  LOWBIT_ALWAYS_INLINE static ints away(const floats& level) noexcept {
+    // The number below one half: halves reach the next integer by the sum's own rounding, and nothing below them does.
+    return xsimd::to_int(level + (xsimd::bitofsign(level) | floats(0x1.fffffep-2f)));
+  }
+  /// How many of a codebook's bounds lie below a level: the place of the nearest value.
+  LOWBIT_ALWAYS_INLINE ints place_of(const floats& level) const noexcept {
+    if (values_.size == 16)
+      return table_index<Arch>(halves_, level, [](const floats& v, const floats& bound) LOWBIT_INLINE_LAMBDA { return v > bound; });
+    ints place(0);
+    for (unsigned k = 0; k + 1 < values_.size; ++k)
+      place += xsimd::select(xsimd::batch_bool_cast<std::int32_t>(level > floats(values_.bounds[k])), ints(1), ints(0));
+    return place;
+  }
+  /// An integer within the levels as its code's bits.
+  LOWBIT_ALWAYS_INLINE ints stored(const ints& level) const noexcept { return ((level + ints(zero_)) & ints(most_)) ^ ints(flip_); }
+
   const codebook& values_;
+  table16 halves_;  ///< where the codebook has as many
   floats lowest_, highest_;
-  ints shift_, mask_;
-  float order_[16], sorted_[16];
+  std::uint8_t most_, flip_;
+  int zero_;
+  std::uint8_t order_[16];  ///< the codes of the values, least first
+  float order_as_floats_[16], sorted_[16];
+  bool ascending_ = true;  ///< the codebook's values
 };
 
 }  // namespace detail

@@ -95,6 +95,19 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   std::memcpy(p, &four, sizeof four);
 }
 template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::neon64>) noexcept {
+  return vcvtnq_s32_f32(v);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_held(std::uint8_t* p, const batch<std::int32_t, Arch> (&v)[4], int add, std::uint8_t most, std::uint8_t flip,
+                                     requires_arch<xsimd::neon64>) noexcept {
+  const auto two = [&](std::size_t k) LOWBIT_INLINE_LAMBDA {
+    return vqaddq_s16(vcombine_s16(vqmovn_s32(v[k]), vqmovn_s32(v[k + 1])), vdupq_n_s16(static_cast<std::int16_t>(add)));
+  };
+  const uint8x16_t held = vminq_u8(vcombine_u8(vqmovun_s16(two(0)), vqmovun_s16(two(2))), vdupq_n_u8(most));
+  vst1q_u8(p, veorq_u8(held, vdupq_n_u8(flip)));
+}
+template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_low_bytes(std::uint8_t* p, batch<std::uint16_t, Arch> a, batch<std::uint16_t, Arch> b,
                                           requires_arch<xsimd::neon64>) noexcept {
   vst1q_u8(p, vuzp1q_u8(vreinterpretq_u8_u16(a), vreinterpretq_u8_u16(b)));

@@ -155,13 +155,24 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   for (std::size_t i = 0; i < lanes<Arch>; ++i) p[i] = static_cast<std::int8_t>(s.lane[i]);
 }
 
-/// Four registers of 32-bit lanes (each within 0 … 255), side by side.
+/// The nearest integers, of two the even ones, of floats up to 32,767; what is below -32,768 becomes some integer that is, too.
 template <class Arch>
-LOWBIT_ALWAYS_INLINE void store_narrowed(std::uint8_t* p, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b, batch<std::int32_t, Arch> c,
-                                         batch<std::int32_t, Arch> d, requires_arch<xsimd::generic>) noexcept {
-  const batch<std::int32_t, Arch> v[] = {a, b, c, d};
-  for (std::size_t i = 0; i < 4; ++i)
-    store_narrowed<Arch>(reinterpret_cast<std::int8_t*>(p + i * lanes<Arch>), batch<std::int32_t, Arch>((v[i] << 24) >> 24), Arch{});
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::generic>) noexcept {
+  const batch<float, Arch> magic(12582912.0f), least(-32769.0f);  // 1.5 * 2^23: its sum with a number has no bits for a fraction
+  return xsimd::to_int(batch<float, Arch>((xsimd::select(v > least, v, least) + magic) - magic));
+}
+
+/// Four registers of 32-bit lanes as bytes, side by side: each sum with `add` (up to 255 either way) held within 0 … most, and its bits `flip` turned.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_held(std::uint8_t* p, const batch<std::int32_t, Arch> (&v)[4], int add, std::uint8_t most, std::uint8_t flip,
+                                     requires_arch<xsimd::generic>) noexcept {
+  for (const auto& r : v) {
+    const auto s = portable::spill<Arch>(r);
+    for (const std::int32_t lane : s.lane) {
+      const std::int32_t low = lane < -32768 ? -32768 : lane, sum = (low > 32767 ? 32767 : low) + add;
+      *p++ = static_cast<std::uint8_t>((sum < 0 ? 0 : sum > most ? most : sum) ^ flip);
+    }
+  }
 }
 
 /// Floats as binary16, to nearest even.
@@ -226,10 +237,11 @@ LOWBIT_ALWAYS_INLINE std::uint64_t spread_bits(std::uint64_t x, requires_arch<xs
   x = (x & two) | ((x & (two << (2 * Bits))) << (16 - 2 * Bits));
   return (x & one) | ((x & (one << Bits)) << (8 - Bits));
 }
-/// The inverse, of bytes whose other bits are zero.
+/// The inverse; the other bits of the bytes count for nothing.
 template <unsigned Bits>
 LOWBIT_ALWAYS_INLINE std::uint64_t gather_bits(std::uint64_t x, requires_arch<xsimd::generic>) noexcept {
   if constexpr (Bits == 8) return x;
+  x &= low_bits<Bits>;
   constexpr auto mask = [](unsigned n) { return n >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << n) - 1; };
   constexpr std::uint64_t four = mask(4 * Bits), two = mask(2 * Bits) * 0x1'0000'0001u, one = mask(Bits) * 0x1'0001'0001'0001u;
   x = (x & one) | ((x >> (8 - Bits)) & (one << Bits));

@@ -29,6 +29,16 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
   return p;
 }
 
+// minps and maxps are these comparisons.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::avx2>) noexcept {
+  return _mm256_min_ps(a, b);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> greater(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::avx2>) noexcept {
+  return _mm256_max_ps(a, b);
+}
+
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
                                                         batch<std::int32_t, Arch> b, requires_arch<xsimd::avx2>) noexcept {
@@ -105,10 +115,19 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
+// As the 128-bit forms.
 template <class Arch>
-LOWBIT_ALWAYS_INLINE void store_narrowed(std::uint8_t* p, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b, batch<std::int32_t, Arch> c,
-                                         batch<std::int32_t, Arch> d, requires_arch<xsimd::avx2>) noexcept {
-  const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));  // words of a, b, c, d, twice
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::avx2>) noexcept {
+  return _mm256_cvtps_epi32(v);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_held(std::uint8_t* p, const batch<std::int32_t, Arch> (&v)[4], int add, std::uint8_t most, std::uint8_t flip,
+                                     requires_arch<xsimd::avx2>) noexcept {
+  const auto two = [&](std::size_t k) LOWBIT_INLINE_LAMBDA {
+    return _mm256_adds_epi16(_mm256_packs_epi32(v[k], v[k + 1]), _mm256_set1_epi16(static_cast<short>(add)));
+  };
+  const __m256i held = _mm256_min_epu8(_mm256_packus_epi16(two(0), two(2)), _mm256_set1_epi8(static_cast<char>(most)));
+  const __m256i bytes = _mm256_xor_si256(held, _mm256_set1_epi8(static_cast<char>(flip)));  // words of the four registers, twice
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 template <class Arch>

@@ -86,6 +86,16 @@ template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t* p, requires_arch<xsimd::avx512f>) noexcept {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+// minps and maxps are these comparisons.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_min_ps(a, b);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> greater(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_max_ps(a, b);
+}
+
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> load_f16(const std::uint16_t* p, requires_arch<xsimd::avx512f>) noexcept {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -97,6 +107,22 @@ LOWBIT_ALWAYS_INLINE void store_f16(std::uint16_t* p, batch<float, Arch> v, requ
 template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+}
+
+// As the 128-bit forms.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
+  return _mm512_cvtps_epi32(v);
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void store_held(std::uint8_t* p, const batch<std::int32_t, Arch> (&v)[4], int add, std::uint8_t most, std::uint8_t flip,
+                                     requires_arch<xsimd::avx512bw>) noexcept {
+  const auto two = [&](std::size_t k) LOWBIT_INLINE_LAMBDA {
+    return _mm512_adds_epi16(_mm512_packs_epi32(v[k], v[k + 1]), _mm512_set1_epi16(static_cast<short>(add)));
+  };
+  const __m512i held = _mm512_min_epu8(_mm512_packus_epi16(two(0), two(2)), _mm512_set1_epi8(static_cast<char>(most)));
+  const __m512i bytes = _mm512_xor_si512(held, _mm512_set1_epi8(static_cast<char>(flip)));  // words of the four registers, four times
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes));
 }
 
 template <class Arch>

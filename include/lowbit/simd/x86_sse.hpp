@@ -59,17 +59,37 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
   return _mm_add_epi32(acc, _mm_madd_epi16(a, b));
 }
 
+// minps and maxps are these comparisons.
+template <class Arch>
+  requires(batch<float, Arch>::size == 4)
+LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::sse2>) noexcept {
+  return _mm_min_ps(a, b);
+}
+template <class Arch>
+  requires(batch<float, Arch>::size == 4)
+LOWBIT_ALWAYS_INLINE batch<float, Arch> greater(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::sse2>) noexcept {
+  return _mm_max_ps(a, b);
+}
+
 template <class Arch>
   requires(batch<std::int32_t, Arch>::size == 4)
 LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::sse2>) noexcept {
   const __m128i words = _mm_packs_epi32(v, v);
   _mm_storeu_si32(p, _mm_packs_epi16(words, words));
 }
+// cvtps2dq gives the least integer for what fits in none; sums saturate on their way to bytes.
+template <class Arch>
+  requires(batch<float, Arch>::size == 4)
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::sse2>) noexcept {
+  return _mm_cvtps_epi32(v);
+}
 template <class Arch>
   requires(batch<std::int32_t, Arch>::size == 4)
-LOWBIT_ALWAYS_INLINE void store_narrowed(std::uint8_t* p, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b, batch<std::int32_t, Arch> c,
-                                         batch<std::int32_t, Arch> d, requires_arch<xsimd::sse2>) noexcept {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm_packs_epi32(a, b), _mm_packs_epi32(c, d)));
+LOWBIT_ALWAYS_INLINE void store_held(std::uint8_t* p, const batch<std::int32_t, Arch> (&v)[4], int add, std::uint8_t most, std::uint8_t flip,
+                                     requires_arch<xsimd::sse2>) noexcept {
+  const auto two = [&](std::size_t k) LOWBIT_INLINE_LAMBDA { return _mm_adds_epi16(_mm_packs_epi32(v[k], v[k + 1]), _mm_set1_epi16(static_cast<short>(add))); };
+  const __m128i held = _mm_min_epu8(_mm_packus_epi16(two(0), two(2)), _mm_set1_epi8(static_cast<char>(most)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_xor_si128(held, _mm_set1_epi8(static_cast<char>(flip))));
 }
 template <class Arch>
   requires(batch<std::uint16_t, Arch>::size == 8)
