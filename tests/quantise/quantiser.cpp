@@ -127,13 +127,18 @@ TEST_CASE("ragged, tiny, huge and empty matrices are quantised like any other") 
 
 TEST_CASE("weights that are not numbers are refused by place") {
   serial_executor serial;
+  three_threads parallel;
   for (const float bad : {std::nanf(""), INFINITY, -INFINITY}) {
-    matrix w = matrix::Ones(4, 70);
-    w(2, 69) = bad;
-    const auto q = quantise(*find_format("q4_0"), method::rtn, view(w), serial);
-    REQUIRE(!q);
-    CHECK(q.error().kind == errc::bad_value);
-    CHECK(q.error().message == std::string(std::isnan(bad) ? "NaN" : "infinity") + " at row 2, column 69");
+    matrix w = matrix::Ones(50, 70);
+    w(42, 69) = w(22, 69) = bad;
+    const auto refused = [&](auto& executor) {
+      const auto q = quantise(*find_format("q4_0"), method::rtn, view(w), executor);
+      REQUIRE(!q);
+      CHECK(q.error().kind == errc::bad_value);
+      CHECK(q.error().message == std::string(std::isnan(bad) ? "NaN" : "infinity") + " at row 22, column 69");
+    };
+    refused(serial);
+    refused(parallel);
     CHECK(!rtn<q3_g40>::quantise(w));
   }
 }

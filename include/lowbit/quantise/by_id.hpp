@@ -44,7 +44,7 @@ template <fit_policy Fit, rounding Rounding, class Stats, executor E>
 result<quantised> quantise_by(const format_spec& s, matrix_view<const float> weights, const Stats& stats, E& executor,
                               const typename Rounding::options& options = {}) {
   if (!s.is_writable()) return failure{errc::unsupported, "format " + std::string(s.name) + " is only read"};
-  if (auto bad = find_non_finite(weights)) return *std::move(bad);
+  if (auto bad = find_non_finite(weights, executor)) return *std::move(bad);
   if (auto bad = find_other_shape(stats, weights.cols)) return *std::move(bad);
   quantised q{packed_matrix(s, weights.rows, weights.cols), {}};
   q.report = quantise_rows<Fit, Rounding>(s, weights, stats, q.weights, executor, options);

@@ -81,7 +81,7 @@ result<outlier_weights> quantise_with_outliers(const format_spec& s, matrix_view
                                                E& executor, const Stats& stats = Stats()) {
   static_assert(detail::has_all<Stats>(typename Fit::needs{}) && detail::has_all<Stats>(typename Rounding::needs{}),
                 "lowbit: this quantiser needs calibration statistics that were not given");
-  if (auto bad = detail::find_non_finite(weights)) return *std::move(bad);
+  if (auto bad = detail::find_non_finite(weights, executor)) return *std::move(bad);
   for (std::size_t i = 0; i < channels.size(); ++i) LOWBIT_EXPECTS(channels[i] < weights.cols && (i == 0 || channels[i - 1] < channels[i]));
   outlier_weights out{packed_matrix(s, weights.rows, weights.cols), {channels.begin(), channels.end()},
                       std::vector<float>(weights.rows * channels.size())};

@@ -17,6 +17,7 @@
 #include <lowbit/quantise/transform.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <string>
 
@@ -46,6 +47,18 @@ inline std::optional<failure> find_non_finite(matrix_view<const float> w) {
                                             ", column " + std::to_string(c)};
   }
   return std::nullopt;
+}
+
+/// The same, with the matrix read by all threads.
+template <executor E>
+std::optional<failure> find_non_finite(matrix_view<const float> w, E& executor) {
+  std::atomic<bool> finite{true};
+  for_parts(executor, w.rows, 16, [&](std::size_t begin, std::size_t end) {
+    for (std::size_t r = begin; r < end; ++r)
+      if (!LOWBIT_BEST_KERNEL(all_finite)(w.row(r), w.cols)) finite = false;
+  });
+  if (finite) return std::nullopt;
+  return find_non_finite(w);
 }
 
 /// Statistics of another layer, as a failure.
@@ -110,7 +123,7 @@ struct quantiser {
                   "lowbit: this quantiser needs calibration statistics that were not given");
     static_assert(spec_of<F>.is_writable(), "lowbit: this format is only read");
     const matrix_view<const float> given = view(weights);
-    if (auto bad = detail::find_non_finite(given)) return *std::move(bad);
+    if (auto bad = detail::find_non_finite(given, executor)) return *std::move(bad);
     if (auto bad = detail::find_other_shape(stats, given.cols)) return *std::move(bad);
     quantised q{packed_matrix(spec_of<F>, given.rows, given.cols), {}};
     if constexpr (sizeof...(T) == 0) {
