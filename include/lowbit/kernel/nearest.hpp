@@ -31,7 +31,8 @@ struct block_numbers {
   alignas(64) std::uint32_t scale_bits[Most], minimum_bits[Most];
 };
 
-template <class Arch>
+/// By the registers of `Arch`, in the unit of `Unit`.
+template <class Unit, class Arch>
 class rows_to_nearest {
   using floats = simd::batch<float, Arch>;
   using lanes = lane_floats<Arch, 1>;
@@ -77,7 +78,7 @@ class rows_to_nearest {
         if (s_.minimum.present()) find_codes(code_lanes<rule(), true, Arch>(s_), count, first, size);
         else find_codes(code_lanes<rule(), false, Arch>(s_), count, first, size);
       });
-      pack_codes<Arch>(s_, codes_, count, first, size, out);
+      pack_codes<Unit>(s_, codes_, count, first, size, out);
     }
     store(numbers_.scale_bits, s_.scale, count, out);
     store(numbers_.minimum_bits, s_.minimum, count, out);

@@ -186,7 +186,10 @@ bool quantise_rows(const quantise_args& a) noexcept {
   if (a.spec->is_float()) {
     detail::narrow_rows<Arch>(a);
   } else if (!a.as_ggml || (a.importance == nullptr && ggml::unsearched(*a.spec))) {
-    detail::rows_to_nearest<Arch>(a).quantise();
+    // Four registers of codes make one of bytes. Where a block is no multiple of them, smaller registers do.
+    using smaller = simd::arch_256<Arch>;
+    if (std::is_same_v<smaller, Arch> || a.spec->block % (4 * simd::lanes<Arch>) == 0) detail::rows_to_nearest<Arch, Arch>(a).quantise();
+    else detail::rows_to_nearest<Arch, smaller>(a).quantise();
   } else {
     return detail::lane_formats::quantise<Arch>(a);
   }

@@ -111,6 +111,9 @@ inline constexpr std::size_t lanes = batch<std::int32_t, Arch>::size;
 template <class Arch>
 using arch_128 = typename std::conditional_t<batch<std::uint8_t, Arch>::size == 16, std::type_identity<batch<std::uint8_t, Arch>>,
                                              xsimd::make_sized_batch<std::uint8_t, 16>>::type::arch_type;
+/// The same of at most 256 bits.
+template <class Arch>
+using arch_256 = std::conditional_t<(lanes<Arch> > 8), isa::avx2, Arch>;
 
 }  // namespace lowbit::simd
 
