@@ -135,6 +135,8 @@ LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, require
   _mm256_stream_ps(p, v);
 }
 
+LOWBIT_ALWAYS_INLINE void fence_streamed(requires_arch<xsimd::avx2>) noexcept { _mm_sfence(); }
+
 #if XSIMD_WITH_AVXVNNI && XSIMD_WITH_FMA3_AVX2
 template <>
 inline constexpr bool exact_u8s8<isa::avxvnni> = true;

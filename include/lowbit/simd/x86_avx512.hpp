@@ -144,6 +144,19 @@ LOWBIT_ALWAYS_INLINE void store_streamed(float* p, batch<float, Arch> v, require
   _mm512_stream_ps(p, v);
 }
 
+LOWBIT_ALWAYS_INLINE void fence_streamed(requires_arch<xsimd::avx512f>) noexcept { _mm_sfence(); }
+
+#if defined(__BMI2__)  // as with AVX2
+template <unsigned Bits>
+LOWBIT_ALWAYS_INLINE std::uint64_t spread_bits(std::uint64_t x, requires_arch<xsimd::avx512f>) noexcept {
+  return _pdep_u64(x, low_bits<Bits>);
+}
+template <unsigned Bits>
+LOWBIT_ALWAYS_INLINE std::uint64_t gather_bits(std::uint64_t x, requires_arch<xsimd::avx512f>) noexcept {
+  return _pext_u64(x, low_bits<Bits>);
+}
+#endif
+
 #if XSIMD_WITH_AVX512VNNI_AVX512BW
 template <class Base>
 inline constexpr bool exact_u8s8<xsimd::avx512vnni<Base>> = true;
