@@ -99,7 +99,8 @@ inline bool available<isa::i8mm>() noexcept {
 template <class T, class Arch>
 using batch = xsimd::batch<T, Arch>;
 
-/// Whether Arch derives from (or is) Base, xsimd's way of saying that its instructions include Base's.
+/// Whether Arch derives from (or is) Base, xsimd's way of saying that its instructions include Base's. Its tags for SSE, AVX2 and AVX-512
+/// do not include one another: a primitive that all three have stands in each one's file, or is the portable one.
 template <class Arch, class Base>
 inline constexpr bool includes = std::is_base_of_v<Base, Arch>;
 

@@ -59,18 +59,6 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
   return _mm_add_epi32(acc, _mm_madd_epi16(a, b));
 }
 
-// minps and maxps are these comparisons.
-template <class Arch>
-  requires(batch<float, Arch>::size == 4)
-LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::sse2>) noexcept {
-  return _mm_min_ps(a, b);
-}
-template <class Arch>
-  requires(batch<float, Arch>::size == 4)
-LOWBIT_ALWAYS_INLINE batch<float, Arch> greater(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::sse2>) noexcept {
-  return _mm_max_ps(a, b);
-}
-
 template <class Arch>
   requires(batch<std::int32_t, Arch>::size == 4)
 LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arch> v, requires_arch<xsimd::sse2>) noexcept {
