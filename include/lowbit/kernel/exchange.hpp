@@ -211,7 +211,9 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
         }
       };
       using wide = simd::batch<std::uint8_t, Arch>;
+      using half = simd::batch<std::uint8_t, simd::arch_256<Arch>>;  // of AVX-512's; else the same
       if (run % wide::size == 0) move(wide(mask));
+      else if (half::size < wide::size && run % half::size == 0) move(half(mask));
       else if (run % 16 == 0) move(bytes16<Arch>(mask));
       else move(mask * std::uint64_t{0x0101'0101'0101'0101u});
       break;
