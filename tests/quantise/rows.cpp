@@ -47,6 +47,25 @@ struct t2_g64 {  // a codebook of four
   static constexpr format_spec spec{.name = "t2_g64", .block = 64, .bytes = 18, .codes = {{plane{2, 0, byte(2), {{64}, {2}}}}}, .scale = {number::bf16, 0},
                                     .values = make_codebook(4, {-3, -1, 1, 4})};
 };
+struct i3_g32 {  // signed codes of fewer than eight bits
+  static constexpr format_spec spec{.name = "i3_g32", .block = 32, .bytes = 14, .codes = {{plane{3, 0, byte(0), {{32}, {3}}}}, 0, true}, .scale = {number::f16, 12}};
+};
+template <int Zero>
+struct far_g32 {  // levels far from zero
+  static constexpr format_spec spec{.name = "far_g32", .block = 32, .bytes = 20, .codes = {{plane{4, 0, byte(0), {{32}, {4}}}}, Zero}, .scale = {number::f32, 16}};
+};
+struct n6_g32 {  // nibbles, and two bits more elsewhere
+  static constexpr format_spec spec{.name = "n6_g32", .block = 32, .bytes = 26,
+                                    .codes = {{plane{4, 0, byte(0), {{32}, {4}}}, plane{2, 4, byte(16), {{32}, {2}}}}, 32}, .scale = {number::f16, 24}};
+};
+struct b8_g16 {  // bytes that begin within one
+  static constexpr format_spec spec{.name = "b8_g16", .block = 16, .bytes = 21, .codes = {{plane{8, 0, 34, {{16}, {8}}}}, 128}, .scale = {number::f16, 0},
+                                    .unused_bits = 24};
+};
+struct t4_g32 {  // a codebook of sixteen, one value twice, in no order
+  static constexpr format_spec spec{.name = "t4_g32", .block = 32, .bytes = 18, .codes = {{plane{4, 0, byte(0), {{32}, {4}}}}}, .scale = {number::f16, 16},
+                                    .values = make_codebook(16, {0, 3, -1, 7, 2, -2, -4, 5, 1, 4, -3, -8, 6, -6, 3, -5})};
+};
 struct like_q5_1 {  // q5_1's bits, but not ggml's way of choosing them
   static constexpr format_spec spec = [] {
     format_spec s = q5_1::spec;
@@ -54,7 +73,8 @@ struct like_q5_1 {  // q5_1's bits, but not ggml's way of choosing them
     return s;
   }();
 };
-using by_range = detail::concat<all_formats, format_list<u4_g24, s3_g40, u2_g20, s8_g2504, m4_g32, z4_g32, z6_g32, e4_g32, t2_g64, like_q5_1>>::type;
+using by_range = detail::concat<all_formats, format_list<u4_g24, s3_g40, u2_g20, s8_g2504, m4_g32, z4_g32, z6_g32, e4_g32, t2_g64, i3_g32, far_g32<40000>, far_g32<-40000>, far_g32<16384>, n6_g32, b8_g16,
+                                                      t4_g32, like_q5_1>>::type;
 using two_threads = backwards_executor<2>;
 bool same(const packed_matrix& a, const packed_matrix& b) { return std::equal(a.bytes().begin(), a.bytes().end(), b.bytes().begin(), b.bytes().end()); }
 }  // namespace
@@ -112,6 +132,24 @@ TEST_CASE("every unit's rows by range are the blocks' bytes") {
     });
   }
   CHECK(compared >= 4 * 60);
+}
+
+TEST_CASE("a row whose mean square overflows keeps its ordinary blocks, with importance too") {
+  std::vector<float> x(64);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = (static_cast<float>(i) - 15.5f) / 16;
+  x[40] = 1e30f;
+  const std::vector<float> importance(x.size(), 1.0f);
+  const matrix_view<const float> w(x.data(), 1, x.size());
+  for_each_format(format_list<q4_0, q4_1, q5_0, q5_1>{}, [&]<class F>() {
+    CAPTURE(std::string(spec_of<F>.name));
+    const auto check = [&](const packed_matrix& q) {
+      std::vector<float> out(x.size());
+      decode(q.view(), matrix_view<float>(out.data(), 1, out.size()));
+      for (std::size_t i = 0; i < 32; ++i) CHECK(std::fabs(out[i] - x[i]) < 0.14f);  // a step of four bits
+    };
+    check(quantiser<F, importance_weighted>::quantise(w, given_importance(importance))->weights);
+    check(quantiser<F, block_by_block<importance_weighted>>::quantise(w, given_importance(importance))->weights);
+  });
 }
 
 TEST_CASE("of equal extremes ggml takes the first, and the sign of the first zero that is the least") {

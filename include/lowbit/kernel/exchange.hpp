@@ -105,7 +105,8 @@ LOWBIT_ALWAYS_INLINE void move_dense(std::uint8_t* block, std::uint8_t* codes, u
     if constexpr (!First) code |= load_word<8>(codes);
     store(code, codes);
   } else {
-    store_word<Bits>(simd::gather_bits<Bits>(load_word<8>(codes) >> shift, Arch{}), block);  // these bytes hold nothing else
+    // Eight codes fill `Bits` bytes, which hold nothing else: the plane begins on a byte.
+    store_word<Bits>(simd::gather_bits<Bits>(load_word<8>(codes) >> shift, Arch{}), block);
   }
 }
 
@@ -124,11 +125,18 @@ LOWBIT_ALWAYS_INLINE void move_nibbles(std::uint8_t* block, std::uint8_t* codes,
     // Pairs of codes as 16-bit words, whose halves come together in their low bytes.
     using words = simd::batch<std::uint16_t, simd::arch_128<Arch>>;
     const auto pairs = [&](std::size_t i) LOWBIT_INLINE_LAMBDA {
-      const auto w = xsimd::bitwise_cast<std::uint16_t>(bytes::load_unaligned(codes + i));
+      const auto w = xsimd::bitwise_cast<std::uint16_t>(bytes::load_unaligned(codes + i) & bytes(15));  // other bits are another plane's
       return top != 0 ? words(w << 4 | w >> 8) : words(w | w >> 4);
     };
     simd::store_low_bytes(block, pairs(0), pairs(16), simd::arch_128<Arch>{});
   }
+}
+
+/// Calls f with a number of codes or weights: a constant where it is that of most blocks, so that loops of one round go away.
+template <class F>
+LOWBIT_ALWAYS_INLINE void with_count(std::size_t count, F&& f) noexcept {
+  if (count == 32) f(std::integral_constant<std::size_t, 32>{});
+  else f([count]() LOWBIT_INLINE_LAMBDA { return count; });
 }
 
 /// Calls f with the width as a constant.
@@ -201,7 +209,7 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
       const std::uint8_t mask = static_cast<std::uint8_t>(((1u << p.bits) - 1) << p.shift);
       places run_at(p, 1, first);
       const auto move = [&](auto bytes) LOWBIT_INLINE_LAMBDA {
-        for (; done + run <= count; done += run, run_at.next()) {
+        for (; done + run <= count && run_at.bit() % 8 + p.bits <= 8; done += run, run_at.next()) {
           const int right = static_cast<int>(run_at.bit() % 8) - static_cast<int>(p.shift);
           for (std::size_t i = 0; i < run; i += sizeof bytes) {
             std::uint8_t* from = block + run_at.bit() / 8 + i;
@@ -244,7 +252,7 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
             for (; i + 8 <= all(); i += 8, packed += bits()) move_dense<Arch, To, bits(), First>(packed, to + i, shift);
           }
         };
-        if (To == direction::pack && count == 32) move(std::integral_constant<std::size_t, 32>{});
+        if constexpr (To == direction::pack) with_count(count, move);
         else move([count]() LOWBIT_INLINE_LAMBDA { return count; });
       });
       done = count / 8 * 8;
@@ -258,8 +266,7 @@ LOWBIT_ALWAYS_INLINE void move_plane(const plane& p, std::size_t block_bytes, st
         for (std::size_t b = 0; b < blocks; ++b, from += block_bytes, to += count)
           for (std::size_t i = 0; i + 32 <= all(); i += 32) move_nibbles<Arch, To>(from + i / 2, to + i, top);
       };
-      if (count == 32) move(std::integral_constant<std::size_t, 32>{});  // most blocks: no loop within them
-      else move([count]() LOWBIT_INLINE_LAMBDA { return count; });
+      with_count(count, move);
       done = count / 32 * 32;
       break;
     }

@@ -167,7 +167,7 @@ V search_with_minimum(std::size_t n, float nmax, const V* x, const V* w, range_t
   };
   const auto all_small = [&](const V& inverse, const V& from) LOWBIT_INLINE_LAMBDA {
     const V farthest = greater(magnitude(high - from), magnitude(lowest - from));
-    return !any(!(flat | (magnitude(inverse) * farthest < V(0x1p21f))));
+    return !any(!(flat | (magnitude(inverse) * farthest < V(0x1p21f))));  // half of what nearest_small takes, for the product's rounding
   };
   const auto error = [&](const V& scale, const V& offset) LOWBIT_INLINE_LAMBDA {
     V sum(0.0f);

@@ -205,8 +205,7 @@ LOWBIT_ALWAYS_INLINE lane_floats<Arch, K> rounded_f16(const lane_floats<Arch, K>
   });
 }
 
-/// A sorted table of 16 integers and where each of its upper halves begins, one level of halving after the other: a value is of the
-/// upper half unless it is below the bound, so that what lies midway goes up.
+/// A codebook of 16 values and where each of its upper halves begins, one level of halving after the other.
 struct table16 {
   float values[16];
   float half, quarters[2], eighths[8], sixteenths[8];
@@ -224,7 +223,7 @@ LOWBIT_ALWAYS_INLINE int table_index(const table16& t, float v) noexcept {
   i = 2 * i + (v < t.eighths[i] ? 0 : 1);
   return 2 * i + (v < t.sixteenths[i] ? 0 : 1);
 }
-/// `reaches(v, bound)` says whether a number is of the half above a bound.
+/// How many bounds a number reaches. `reaches(v, bound)` says whether it is of the half above: what lies on a bound may go either way.
 template <class Arch, class Reaches>
 LOWBIT_ALWAYS_INLINE simd::batch<std::int32_t, Arch> table_index(const table16& t, const simd::batch<float, Arch>& v, Reaches&& reaches) noexcept {
   using floats = simd::batch<float, Arch>;

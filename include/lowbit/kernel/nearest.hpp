@@ -56,13 +56,6 @@ class rows_to_nearest {
   static constexpr auto lesser_of = [](const floats& a, const floats& b) LOWBIT_INLINE_LAMBDA { return xsimd::min(a, b); };
   static constexpr auto greater_of = [](const floats& a, const floats& b) LOWBIT_INLINE_LAMBDA { return xsimd::max(a, b); };
 
-  /// Calls f with a number of weights, as a constant where it is the most usual one of small blocks: loops of one round go away.
-  template <class F>
-  LOWBIT_ALWAYS_INLINE static void with_size(std::size_t size, F&& f) noexcept {
-    if (size == 32) f(std::integral_constant<std::size_t, 32>{});
-    else f([size]() LOWBIT_INLINE_LAMBDA { return size; });
-  }
-
   /// `left` weights of a row from x on, of which the first `count` blocks are taken.
   void quantise_blocks(const float* x, std::size_t left, std::size_t count, std::uint8_t* out) noexcept {
     x_ = x;
@@ -109,7 +102,7 @@ class rows_to_nearest {
         highs.store_aligned(highs_[b]);
       }
     };
-    if (s_.block % (4 * n) == 0) with_size(s_.block, whole_blocks);
+    if (s_.block % (4 * n) == 0) with_count(s_.block, whole_blocks);
     for (; b < count; ++b) {
       const std::size_t size = size_of_block(b);
       floats lows, highs;
@@ -206,12 +199,13 @@ class rows_to_nearest {
         for (std::size_t i = 0; i < all(); i += 4 * n) four(map, of.zero_point[b], i);
       }
     };
-    if (size % (4 * n) == 0) with_size(size, whole_blocks);
+    const bool by_four = round.fits();
+    if (by_four && size % (4 * n) == 0) with_count(size, whole_blocks);
     for (; b < count; ++b, codes += size, x += block) {
       const grid_lanes<Arch> map(map_of(b));
       const std::size_t begin = b * block + first, there = left < begin ? 0 : left - begin < size ? left - begin : size;
       std::size_t i = 0;
-      for (; i + 4 * n <= there; i += 4 * n) four(map, of.zero_point[b], i);
+      for (; by_four && i + 4 * n <= there; i += 4 * n) four(map, of.zero_point[b], i);
       if (i != size) find_last_codes(round, map, x, i, there, size, codes);
     }
   }
@@ -304,10 +298,16 @@ void narrow_rows(const quantise_args& a) noexcept {
     };
     if (s.element == number::f16) {
       std::uint16_t half[n];
-      narrow([](std::uint16_t* to, const float* v) LOWBIT_INLINE_LAMBDA { simd::store_f16<Arch>(to, simd::batch<float, Arch>::load_unaligned(v), Arch{}); }, half);
+      const auto convert = [](std::uint16_t* to, const float* v) LOWBIT_INLINE_LAMBDA {
+        simd::store_f16<Arch>(to, simd::batch<float, Arch>::load_unaligned(v), Arch{});
+      };
+      narrow(convert, half);
     } else {
       std::uint16_t half[64];
-      narrow([](std::uint16_t* to, const float* v) LOWBIT_INLINE_LAMBDA { for (std::size_t i = 0; i < 64; ++i) to[i] = to_bf16(v[i]).bits; }, half);
+      const auto convert = [](std::uint16_t* to, const float* v) LOWBIT_INLINE_LAMBDA {
+        for (std::size_t i = 0; i < 64; ++i) to[i] = to_bf16(v[i]).bits;
+      };
+      narrow(convert, half);
     }
     for (; c < a.cols; ++c) {
       const std::uint16_t bits = s.element == number::f16 ? to_f16(x[c]).bits : to_bf16(x[c]).bits;

@@ -7,6 +7,8 @@
 #include <lowbit/kernel/ggml_blocks.hpp>
 #include <lowbit/kernel/nearest.hpp>
 
+#include <limits>
+
 namespace lowbit::kernel {
 
 namespace detail {
@@ -140,7 +142,7 @@ bool quantise_blocks(const quantise_args& a) noexcept {
         if (s.sub_minimum.present()) raw_minimum[j] = static_cast<std::uint8_t>(s.sub_minimum.stored(static_cast<int>(sub_minimum[j][l])));
       }
       for (std::size_t i = 0; i < size / 4; ++i) std::memcpy(codes + l * size + i * 4, words + i * n + l, 4);
-      numbers &= scale[l] == scale[l] && minimum[l] == minimum[l];
+      numbers &= scale[l] == scale[l] && minimum[l] == minimum[l] && mean_square[l] < std::numeric_limits<float>::infinity();
       std::uint32_t scale_bits = number_bits(s.scale.type, scale[l]), minimum_bits = number_bits(s.minimum.type, minimum[l]);
       out[l] = weights.out_of(first + l);
       write_header(s, {&scale_bits, &minimum_bits, &zero_point, raw_scale, raw_minimum, codes + l * size}, out[l]);

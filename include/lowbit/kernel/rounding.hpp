@@ -166,7 +166,10 @@ class code_lanes {
     }
   }
 
-  /// The codes of four registers, a byte each. `zero_point` is the map's, as an integer.
+  /// Whether the sums of `store` fit its lanes of 16 bits: all but formats with a `zero` that is far from their codes.
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE bool fits() const noexcept { return zero_ >= -16384 && zero_ <= 16384; }
+  /// The codes of four registers, a byte each. `zero_point` is the map's, as an integer. Levels are those of maps that fit their weights:
+  /// numbers, and for the rules other than nearest within the codes.
   LOWBIT_ALWAYS_INLINE void store(const float* x, const grid_lanes<Arch>& map, int zero_point, std::uint8_t* codes) const noexcept {
     ints code[4];
     LOWBIT_UNROLL
@@ -177,9 +180,12 @@ class code_lanes {
       else if constexpr (Rule == code_rule::half_up) code[k] = xsimd::to_int(level_of(v, map) + map.bias);
       else code[k] = away(level_of(v, map));
     }
-    const bool as_stored = Rule == code_rule::table || Rule == code_rule::half_up;
+    constexpr bool as_stored = Rule == code_rule::table || Rule == code_rule::half_up;
     simd::store_held<Arch>(codes, code, as_stored ? 0 : zero_ + zero_point, most_, as_stored ? 0 : flip_, Arch{});
-    if (Rule == code_rule::table && !ascending_) simd::lookup16<Arch>(simd::batch<std::uint8_t, Arch>::load_unaligned(codes), order_, Arch{}).store_unaligned(codes);
+    if (Rule == code_rule::table && !ascending_) {
+      using bytes = simd::batch<std::uint8_t, Arch>;
+      simd::lookup16<Arch>(bytes::load_unaligned(codes), order_, Arch{}).store_unaligned(codes);
+    }
   }
 
  private:
@@ -203,13 +209,13 @@ class code_lanes {
   LOWBIT_ALWAYS_INLINE ints stored(const ints& level) const noexcept { return ((level + ints(zero_)) & ints(most_)) ^ ints(flip_); }
 
   const codebook& values_;
-  table16 halves_;  ///< where the codebook has as many
+  table16 halves_;  ///< the bounds of a codebook of 16
   floats lowest_, highest_;
   std::uint8_t most_, flip_;
   int zero_;
   std::uint8_t order_[16];  ///< the codes of the values, least first
   float order_as_floats_[16], sorted_[16];
-  bool ascending_ = true;  ///< the codebook's values
+  bool ascending_ = true;  ///< a value's place among the others is its code
 };
 
 }  // namespace detail

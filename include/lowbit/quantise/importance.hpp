@@ -75,7 +75,8 @@ struct ggml_weighted_of {
     constexpr const format_spec& spec = spec_of<G>;
     if (&s != &spec) return false;
     if constexpr (kernel::ggml::weighted<G>) {
-      if (about.importance != nullptr) {
+      // (A row whose mean square overflows would get scales of zero.)
+      if (about.importance != nullptr && (kernel::ggml::searched<G> || std::isfinite(about.row_mean_square))) {
         float padded[spec.block] = {}, importance[spec.block] = {};
         std::copy(x, x + n, padded);
         mend_importance(about.importance, n, spec.sub_block(), importance);

@@ -49,7 +49,7 @@ inline std::optional<failure> find_non_finite(matrix_view<const float> w) {
   return std::nullopt;
 }
 
-/// The same, with the matrix read by all threads.
+/// The same, in parallel over rows.
 template <executor E>
 std::optional<failure> find_non_finite(matrix_view<const float> w, E& executor) {
   std::atomic<bool> finite{true};

@@ -162,7 +162,8 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v,
   return xsimd::to_int(batch<float, Arch>((xsimd::select(v > least, v, least) + magic) - magic));
 }
 
-/// Four registers of 32-bit lanes as bytes, side by side: each sum with `add` (up to 255 either way) held within 0 … most, and its bits `flip` turned.
+/// Four registers of 32-bit lanes as bytes, side by side: each sum with `add` (up to 16,639 either
+/// way) held within 0 … most, and its bits `flip` turned.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_held(std::uint8_t* p, const batch<std::int32_t, Arch> (&v)[4], int add, std::uint8_t most, std::uint8_t flip,
                                      requires_arch<xsimd::generic>) noexcept {

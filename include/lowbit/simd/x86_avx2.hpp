@@ -29,7 +29,7 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
   return p;
 }
 
-// minps and maxps are these comparisons.
+// See the 128-bit forms.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::avx2>) noexcept {
   return _mm256_min_ps(a, b);
@@ -115,7 +115,7 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
-// As the 128-bit forms.
+// See the 128-bit forms for what does not fit.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::avx2>) noexcept {
   return _mm256_cvtps_epi32(v);

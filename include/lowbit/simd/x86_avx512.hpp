@@ -86,7 +86,7 @@ template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> load_widened(const std::uint16_t* p, requires_arch<xsimd::avx512f>) noexcept {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-// minps and maxps are these comparisons.
+// See the 128-bit forms.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::avx512f>) noexcept {
   return _mm512_min_ps(a, b);
@@ -109,7 +109,7 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
 }
 
-// As the 128-bit forms.
+// See the 128-bit forms for what does not fit.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
   return _mm512_cvtps_epi32(v);

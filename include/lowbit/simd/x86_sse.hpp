@@ -29,7 +29,7 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> rounded_product(batch<float, Arch> a, ba
   return p;
 }
 
-// minps and maxps are defined so.
+// minps and maxps give the second operand for equal zeros and NaN, as the comparison does.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<float, Arch> lesser(batch<float, Arch> a, batch<float, Arch> b, requires_arch<xsimd::sse2>) noexcept {
   return xsimd::min(a, b);
