@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Prints a run of lowbit_bench as Markdown: a row for each format, what one instruction set reached of the limits that the same run measured.
+"""Prints runs of lowbit_bench as Markdown: a row for each format, what one instruction set reached of the limits that the same run measured.
 
     lowbit_bench --benchmark_filter='/avx2/(4096x4096|1024x4096)/' --benchmark_out=run.json --benchmark_out_format=json
     table.py run.json --unit avx2 [--shape 4096x4096]
 
 A cell is the share of a limit in percent: of reading memory (one token, by the bytes of packed weights; rounding to nearest, by those of the
 floats), of writing it (de-quantising), of integer dots (4 tokens and more) or of float multiply-adds (exact products). Panels are in
-GB/s of packed bytes, unpacking and packing in 10^9 weights/s, two cores in times the speed of one. Of several runs of a row, the median."""
+GB/s of packed bytes, unpacking and packing in 10^9 weights/s, two cores in times the speed of one. Of several runs of a row, the faster of
+the two in the middle."""
 
 import argparse
 import json
@@ -30,29 +31,31 @@ COLUMNS = [
 ]
 
 
-def rows_of(run, unit):
-    """The median of each row: (operation, format, shape, tokens, threads) and its counters."""
+def rows_of(runs, unit):
+    """The middle one of each row's runs: (operation, format, shape, tokens, threads) and its counters."""
     repeated = {}
-    for row in run["benchmarks"]:
+    for row in (row for run in runs for row in run["benchmarks"]):
         parts = row["name"].split("/")
         if len(parts) < 6 or parts[2] != unit or row.get("run_type") == "aggregate" or row.get("error_occurred"):
             continue
         repeated.setdefault((parts[0], parts[1], parts[3], int(parts[4]), int(parts[5])), []).append(row)
-    return {key: sorted(rows, key=lambda row: row["real_time"])[len(rows) // 2] for key, rows in repeated.items()}
+    return {key: sorted(rows, key=lambda row: row["real_time"])[(len(rows) - 1) // 2] for key, rows in repeated.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="what lowbit_bench wrote as JSON")
+    parser.add_argument("runs", nargs="+", metavar="run.json", help="what lowbit_bench wrote")
     parser.add_argument("--unit", required=True, help="the instruction set, as rows name it")
     parser.add_argument("--shape", default="4096x4096", help="of the products' weights (default %(default)s)")
     options = parser.parse_args()
-    with open(options.run) as file:
-        run = json.load(file)
-    rows = rows_of(run, options.unit)
+    runs = []
+    for name in options.runs:
+        with open(name) as file:
+            runs.append(json.load(file))
+    rows = rows_of(runs, options.unit)
     formats = list(dict.fromkeys(key[1] for key in rows if key[0] == "matmul" or key[0] == "matmul_exact"))
     if not formats:
-        sys.exit(f"table.py: {options.run} has no products of {options.unit}")
+        sys.exit(f"table.py: no products of {options.unit} in {', '.join(options.runs)}")
 
     def cell(operation, name, tokens, threads):
         shape = next((s for o, f, s, _, _ in rows if o == operation and f == name and (s == options.shape or operation == "quantise")), None)
