@@ -49,9 +49,10 @@ void multiply_row(benchmark::State& state, const kernel::unit& unit, const forma
   }
   const auto weights = static_cast<double>(n.rows * n.cols), bytes = static_cast<double>(copies[0].size_bytes());
   const double operations = 2 * weights * static_cast<double>(tokens), all = static_cast<double>(threads);
-  const bool exact = activations_for(copies[0], how) == kernel::activation_kind::floats;
+  using enum kernel::activation_kind;
+  const kernel::activation_kind kind = activations_for(copies[0], how);
   if (tokens == 1) count(state, weights, bytes, bytes, read_roof, "B");
-  else count(state, weights, bytes, operations, all * (exact ? bench::float_roof(unit.name) : bench::int8_roof(unit.name)), "op");
+  else count(state, weights, bytes, operations, all * (kind == floats ? bench::float_roof(unit.name) : kind == bf16 ? bench::bf16_roof(unit.name) : bench::int8_roof(unit.name)), "op");
 }
 
 void dequantise_row(benchmark::State& state, const kernel::unit& unit, const format_spec& s, shape n) {
@@ -114,6 +115,7 @@ void add_rows() {
             const kernel::code_shape code = kernel::layout_of(*s).shape;
             if (code.has_int8()) add("matmul", tokens, row(precision::int8), threads);
             if (code.has_int16()) add("matmul_int16", tokens, row(precision::int16), threads);
+            if (unit.find(code)->has(kernel::activation_kind::bf16)) add("matmul_bf16", tokens, row(precision::bf16), threads);
             add("matmul_exact", tokens, row(precision::exact), threads);
           }
         add("dequantise", 0, [=, &unit](benchmark::State& st) { dequantise_row(st, unit, *s, n); });

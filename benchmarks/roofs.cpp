@@ -60,6 +60,8 @@ constexpr double accumulators = 12;
     }                                                                                                                      \
   }
 #define LOWBIT_VNNI512(v) v = _mm512_dpbusd_epi32(v, a, b);
+#define LOWBIT_VNNI256(v) v = _mm256_dpbusd_avx_epi32(v, a, b);
+#define LOWBIT_BF16(v) asm volatile("vdpbf16ps %2, %1, %0" : "+v"(v) : "v"(a), "v"(b));
 #define LOWBIT_BW512(v) v = _mm512_add_epi32(v, _mm512_madd_epi16(_mm512_maddubs_epi16(a, v), b));
 #define LOWBIT_AVX2(v) v = _mm256_add_epi32(v, _mm256_madd_epi16(_mm256_maddubs_epi16(a, v), b));
 #define LOWBIT_SSSE3(v) v = _mm_add_epi32(v, _mm_madd_epi16(_mm_maddubs_epi16(a, v), b));
@@ -67,12 +69,31 @@ constexpr double accumulators = 12;
 #define LOWBIT_FMA256(v) v = _mm256_fmadd_ps(a, b, v);
 #define LOWBIT_MULADD128(v) v = _mm_add_ps(_mm_mul_ps(a, v), b);
 LOWBIT_PEAK(dots_vnni512, "avx512f,avx512bw,avx512vnni", __m512i, _mm512_setzero_si512, LOWBIT_VNNI512)
+LOWBIT_PEAK(dots_vnni256, "avx2,avxvnni", __m256i, _mm256_setzero_si256, LOWBIT_VNNI256)
 LOWBIT_PEAK(dots_bw512, "avx512f,avx512bw", __m512i, _mm512_setzero_si512, LOWBIT_BW512)
 LOWBIT_PEAK(dots_avx2, "avx2", __m256i, _mm256_setzero_si256, LOWBIT_AVX2)
 LOWBIT_PEAK(dots_ssse3, "ssse3", __m128i, _mm_setzero_si128, LOWBIT_SSSE3)
+LOWBIT_PEAK(dots_bf16, "avx512f", __m512, _mm512_setzero_ps, LOWBIT_BF16)
 LOWBIT_PEAK(fma_512, "avx512f", __m512, _mm512_setzero_ps, LOWBIT_FMA512)
 LOWBIT_PEAK(fma_256, "avx2,fma", __m256, _mm256_setzero_ps, LOWBIT_FMA256)
 LOWBIT_PEAK(mul_add_128, "sse2", __m128, _mm_setzero_ps, LOWBIT_MULADD128)
+
+/// Four registers of sums, two by two from as many factors. Bfloat16 or int8.
+template <bool Bf16>
+void matrix_products(std::size_t rounds) {
+  struct {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } const shape;
+  asm volatile("ldtilecfg %0" : : "m"(shape));
+  for (std::size_t r = 0; r < rounds; ++r)
+    if constexpr (Bf16)
+      asm volatile("tdpbf16ps %tmm6, %tmm4, %tmm0\n tdpbf16ps %tmm6, %tmm5, %tmm1\n tdpbf16ps %tmm7, %tmm4, %tmm2\n tdpbf16ps %tmm7, %tmm5, %tmm3");
+    else
+      asm volatile("tdpbusd %tmm6, %tmm4, %tmm0\n tdpbusd %tmm6, %tmm5, %tmm1\n tdpbusd %tmm7, %tmm4, %tmm2\n tdpbusd %tmm7, %tmm5, %tmm3");
+  asm volatile("tilerelease");
+}
 
 /// Adds up memory with loads as wide as the kernels'.
 __attribute__((target("avx512f"))) std::uint64_t sum_512(std::span<const std::uint64_t> m) {
@@ -88,10 +109,10 @@ __attribute__((target("avx512f"))) std::uint64_t sum_512(std::span<const std::ui
   return std::accumulate(std::begin(lanes), std::end(lanes), std::uint64_t{0});
 }
 
-double rate(void (*loop)(std::size_t), double operations) {
-  constexpr std::size_t rounds = 2'000'000;
-  return static_cast<double>(rounds) * accumulators * operations / seconds_of([&] { loop(rounds); });
+double rate(void (*loop)(std::size_t), double operations, double each = accumulators, std::size_t rounds = 2'000'000) {
+  return static_cast<double>(rounds) * each * operations / seconds_of([&] { loop(rounds); });
 }
+double matrix_rate(void (*loop)(std::size_t), double depth) { return rate(loop, 2 * 16 * 16 * depth, 4, 200'000); }
 #endif
 
 std::uint64_t sum_of(std::span<const std::uint64_t> m) {
@@ -139,8 +160,10 @@ double write_roof() {
 double int8_roof([[maybe_unused]] const char* arch) {
 #if defined(__x86_64__)
   const std::string_view name(arch);
-  if (name.starts_with("avx512vnni")) return rate(dots_vnni512, 128);
+  if (name == "amx") return matrix_rate(matrix_products<false>, 64);
+  if (name.starts_with("avx512vnni") || name == "avx512bf16") return rate(dots_vnni512, 128);
   if (name.starts_with("avx512")) return rate(dots_bw512, 128);
+  if (name == "avxvnni") return rate(dots_vnni256, 64);
   if (name.find("avx2") != name.npos) return rate(dots_avx2, 64);
   if (name.starts_with("sse4") || name.starts_with("ssse3")) return rate(dots_ssse3, 32);
 #endif
@@ -150,12 +173,21 @@ double int8_roof([[maybe_unused]] const char* arch) {
 double float_roof([[maybe_unused]] const char* arch) {
 #if defined(__x86_64__)
   const std::string_view name(arch);
-  if (name.starts_with("avx512")) return rate(fma_512, 32);
-  if (name.find("avx2") != name.npos) return rate(fma_256, 16);
+  if (name.starts_with("avx512") || name == "amx") return rate(fma_512, 32);
+  if (name.find("avx2") != name.npos || name == "avxvnni") return rate(fma_256, 16);
   return rate(mul_add_128, 8);
 #else
   return 0;
 #endif
+}
+
+double bf16_roof([[maybe_unused]] const char* arch) {
+#if defined(__x86_64__)
+  const std::string_view name(arch);
+  if (name == "amx") return matrix_rate(matrix_products<true>, 32);
+  if (name == "avx512bf16") return rate(dots_bf16, 64);
+#endif
+  return 0;
 }
 
 }  // namespace lowbit::bench

@@ -16,5 +16,7 @@ double write_roof();
 double int8_roof(const char* arch);
 /// The same of float32 multiply-adds.
 double float_roof(const char* arch);
+/// The same of products of bfloat16; 0 where the unit has none.
+double bf16_roof(const char* arch);
 
 }  // namespace lowbit::bench

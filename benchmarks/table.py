@@ -25,7 +25,7 @@ def per_second(counter):
 # Heading, and a cell's operation, tokens and threads, and what is said of it.
 COLUMNS = [
     ("1 token", "matmul", 1, 1, share), ("4", "matmul", 4, 1, share), ("16", "matmul", 16, 1, share), ("512", "matmul", 512, 1, share),
-    ("512 int16", "matmul_int16", 512, 1, share), ("512 exact", "matmul_exact", 512, 1, share),
+    ("512 int16", "matmul_int16", 512, 1, share), ("512 bf16", "matmul_bf16", 512, 1, share), ("512 exact", "matmul_exact", 512, 1, share),
     ("de-quantise", "dequantise", 0, 1, share), ("round", "quantise", 0, 1, share), ("panels", "build", 0, 1, per_second("bytes/s")),
     ("unpack", "unpack", 0, 1, per_second("weights/s")), ("pack", "pack", 0, 1, per_second("weights/s")),
 ]

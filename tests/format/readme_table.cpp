@@ -28,7 +28,7 @@ std::string row_of(const format_spec& stored) {
   char bits[32], panel[32];
   std::snprintf(bits, sizeof bits, "%.4g", stored.bits_per_weight());
   std::snprintf(panel, sizeof panel, "%.4g", static_cast<double>(layout.panel_bytes(4096)) * 8 / (16 * 4096));
-  const std::string products = layout.shape.has_int16() ? "int8, int16, exact" : layout.shape.has_int8() ? "int8, exact" : "exact";
+  const std::string products = layout.shape.has_int16() ? "int8, int16, exact" : layout.shape.has_int8() ? "int8, exact" : layout.shape.has_bf16() ? "bf16, exact" : "exact";
   return "| " + std::string(stored.name) + " | " + levels + " | " + scales + " | " + bits + " | " + panel + " | " + products + " |";
 }
 }  // namespace

@@ -9,6 +9,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <limits>
 
 using namespace lowbit;
 
@@ -25,6 +26,12 @@ struct scattered {
                                     .sub_minimum = {{{{6, 0, 6, {{8}, {144}}}}}},
                                     .unused_bits = 8 * 4};
 };
+/// A zero-point beyond signed bytes, and groups longer than kernels unpack at once.
+struct far_zero { static constexpr format_spec spec{.name = "far_zero", .block = 64, .bytes = 34, .codes = {.planes = {{{4, 0, 0, {{64}, {4}}}}}, .zero = 200}, .scale = {number::f16, 32}}; };
+struct far_zero_8 { static constexpr format_spec spec{.name = "far_zero_8", .block = 64, .bytes = 66, .codes = {.planes = {{{8, 0, 0, {{64}, {8}}}}}, .zero = 200}, .scale = {number::f16, 64}}; };
+struct s4_g96 { static constexpr format_spec spec = uniform({.bits = 4, .group = 96, .symmetric = true}); };
+struct s4_g2560 { static constexpr format_spec spec = uniform({.bits = 4, .group = 2560, .symmetric = true}); };
+struct u8_g2080 { static constexpr format_spec spec = uniform({.bits = 8, .group = 2080}); };
 using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered>>::type;
 
 using backwards = backwards_executor<5>;
@@ -91,6 +98,106 @@ TEST_CASE("integer products have the defined bits on every instruction set, for 
             }
           }
         }
+  }
+}
+
+TEST_CASE("a product of many tokens has the bits of each token's own, on every instruction set") {
+  serial_executor serial;
+  workspace space;
+  using long_formats = detail::concat<formats, format_list<far_zero, far_zero_8, s4_g96, s4_g2560, u8_g2080>>::type;
+  for (const format_spec* s : long_formats::specs) {
+    const auto shape = kernel::layout_of(*s).shape;
+    if (!shape.has_int8()) continue;
+    CAPTURE(std::string(s->name));
+    const std::size_t rows = 19, cols = s->block > 1000 ? s->block + 1300 : 531, tokens = s->block > 1000 ? 19 : 150;
+    const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
+    const auto x = test::random_activations(tokens * cols, 9);
+    for (const precision how : {precision::int8, precision::int16}) {
+      if (how == precision::int16 && !shape.has_int16()) continue;
+      std::vector<float> expected(tokens * rows), y(tokens * rows);
+      const panel_matrix first = panel_matrix::from(w.view(), serial, *kernel::linked_units()[0].kernels);
+      for (std::size_t t = 0; t < tokens; ++t) multiply({&x[t * cols], 1, cols}, first, {&expected[t * rows], 1, rows}, space, serial, how);
+      for (const auto& u : kernel::linked_units()) {
+        if (!u.available) continue;
+        CAPTURE(std::string(u.name));
+        multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space, serial, how);
+        REQUIRE(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("products of bfloat16 agree with float64 of the rounded activations, or are exact where there are none") {
+  serial_executor serial;
+  workspace space;
+  for (const format_spec* s : {&spec_of<bfloat16>, &spec_of<q4_0>})
+    for (const std::size_t cols : {1u, 2u, 31u, 777u})
+      for (const std::size_t tokens : {1u, 3u, 7u, 16u, 35u, 97u, 114u}) {
+        constexpr std::size_t rows = 37;
+        const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
+        auto x = test::random_activations(tokens * cols, 9);
+        std::vector<float> weights(rows * cols), y(tokens * rows), exact(tokens * rows);
+        decode(w.view(), {weights.data(), rows, cols});
+        for (const auto& u : kernel::linked_units()) {
+          if (!u.available) continue;
+          CAPTURE(std::string(u.name));
+          const panel_matrix panels = panel_matrix::from(w.view(), serial, *u.kernels);
+          multiply({x.data(), tokens, cols}, panels, {y.data(), tokens, rows}, space, serial, precision::bf16);
+          if (activations_for(panels, precision::bf16) == kernel::activation_kind::floats) {
+            multiply({x.data(), tokens, cols}, panels, {exact.data(), tokens, rows}, space, serial, precision::exact);
+            REQUIRE(std::memcmp(y.data(), exact.data(), y.size() * sizeof(float)) == 0);
+            continue;
+          }
+          for (std::size_t t = 0; t < tokens; ++t)
+            for (std::size_t r = 0; r < rows; ++r) {
+              double sum = 0, terms = 0;
+              for (std::size_t c = 0; c < cols; ++c) {
+                const double xc = to_float(to_bf16(x[t * cols + c])), wc = weights[r * cols + c];
+                sum += wc * xc;
+                terms += std::fabs(wc * xc);
+              }
+              REQUIRE(std::fabs(sum - y[t * rows + r]) <= (static_cast<double>(cols) + 8) * 0x1p-24 * terms);
+            }
+        }
+      }
+}
+
+TEST_CASE("an epilogue may multiply, in the same registers") {
+  serial_executor serial;
+  for (const auto& u : kernel::linked_units()) {
+    if (!u.available) continue;
+    CAPTURE(std::string(u.name));
+    constexpr std::size_t rows = 48, cols = 256, tokens = 16;
+    const panel_matrix w = panel_matrix::from(test::random_blocks(spec_of<symmetric<4, 128>>, rows, cols, 5).view(), serial, *u.kernels);
+    const auto x = test::random_activations(tokens * cols, 9);
+    std::vector<float> expected(tokens * rows), y(tokens * rows), inner(tokens * rows);
+    workspace space, own;
+    multiply({x.data(), tokens, cols}, w, {expected.data(), tokens, rows}, space, serial);
+    std::size_t calls = 0;
+    const auto again = [&](float*, std::size_t, std::size_t token, std::size_t) noexcept {
+      if (token == 0) multiply({x.data(), tokens, cols}, w, {inner.data(), tokens, rows}, own, serial);
+      calls += 1;
+    };
+    multiply({x.data(), tokens, cols}, w, {y.data(), tokens, rows}, space, serial, precision::int8, again);
+    CHECK(calls != 0);
+    CHECK(y == expected);
+    CHECK(inner == expected);
+  }
+}
+
+TEST_CASE("a token's NaN stays its own in products of bfloat16") {
+  serial_executor serial;
+  workspace space;
+  constexpr std::size_t rows = 16, cols = 70, tokens = 20;
+  const packed_matrix w = test::random_blocks(spec_of<bfloat16>, rows, cols, 5);
+  auto x = test::random_activations(tokens * cols, 9);
+  for (std::size_t c = 0; c < cols; ++c) x[3 * cols + c] = std::numeric_limits<float>::quiet_NaN();
+  for (const auto& u : kernel::linked_units()) {
+    if (!u.available) continue;
+    CAPTURE(std::string(u.name));
+    std::vector<float> y(tokens * rows);
+    multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space, serial, precision::bf16);
+    for (std::size_t i = 0; i < y.size(); ++i) REQUIRE(std::isnan(y[i]) == (i / rows == 3));
   }
 }
 

@@ -99,7 +99,8 @@ lowbit::result<const lowbit::format_spec*> kv_format_named(const std::string& na
 
 void add_activations(CLI::App& command, lowbit::precision& how) {
   static const std::map<std::string, lowbit::precision> names{
-      {"automatic", lowbit::precision::automatic}, {"exact", lowbit::precision::exact}, {"int16", lowbit::precision::int16}, {"int8", lowbit::precision::int8}};
+      {"automatic", lowbit::precision::automatic}, {"bf16", lowbit::precision::bf16}, {"exact", lowbit::precision::exact},
+      {"int16", lowbit::precision::int16}, {"int8", lowbit::precision::int8}};
   command.add_option_function<std::string>("--activations", [&how](const std::string& name) { how = names.at(name); },
                       "What activations are rounded to before a product; automatic: int16 beside codes of 6 bits and more, int8 beside others")
       ->check(CLI::IsMember(names))->default_str("automatic");

@@ -4,7 +4,8 @@
 // nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block. A zero-point
 // that the whole format shares is taken away before the first product: accumulators start from -zero * sum. With 16 bits the same, but for
 // 127, which is panel_layout::largest_int16. Exact path: floats times code_shape::activation_factor, with their sums where minima or
-// zero-points need them. A tile has `tile_tokens` columns, the last one as few as tile_width says.
+// zero-points need them. Beside weights of bfloat16, pairs of bfloat16. A tile has `tile_tokens` columns, the last one as few as tile_width
+// says. Matrix registers take whole tiles otherwise: within a block [token][step].
 #pragma once
 
 #include <lowbit/kernel/panel.hpp>
@@ -12,18 +13,58 @@
 
 namespace lowbit::kernel {
 
-/// Tokens that a kernel holds in registers at once.
-template <class Arch>
-inline constexpr std::size_t tile_tokens = simd::includes<Arch, xsimd::avx512f> ? 6 : 4;
-
 /// What activations are in a product.
-enum class activation_kind : std::uint8_t { int8, int16, floats };
-/// Words that hold one token's integers for a step of four weights.
+enum class activation_kind : std::uint8_t { int8, int16, bf16, floats };
+inline constexpr std::size_t activation_kinds = 4;
+/// Words that hold one token's numbers for a step: of four weights, or of two of bfloat16.
 LOWBIT_ALWAYS_INLINE constexpr std::size_t step_words(activation_kind kind) noexcept { return kind == activation_kind::int16 ? 2 : 1; }
+/// Steps of a matrix register, at most.
+inline constexpr std::size_t matrix_steps = 16;
+/// Columns that a step of bfloat16 multiplies, and the steps of a row, as many as fill matrix registers.
+inline constexpr std::size_t pair_weights = 2;
+LOWBIT_ALWAYS_INLINE constexpr std::size_t pair_steps(std::size_t cols) noexcept { return round_up(ceil_div(cols, pair_weights), matrix_steps); }
+
+/// How words lie for matrix registers: from token to token, and from one register's steps of a token to the next one's. Whole registers lie in
+/// one piece each; rows of any other length lie one after the other.
+struct matrix_strides {
+  std::size_t token, piece;
+};
+LOWBIT_ALWAYS_INLINE constexpr matrix_strides strides_of(std::size_t sub_steps, std::size_t tokens) noexcept {
+  if (sub_steps % matrix_steps == 0) return {matrix_steps, matrix_steps * tokens};
+  return {sub_steps, matrix_steps};
+}
+
+/// Whether there is a product in matrix registers. (Sub-blocks with scales of their own, and those that do not end on slabs, have none: their
+/// sums have to leave the registers so often that they are as fast without.)
+template <class Arch>
+LOWBIT_ALWAYS_INLINE constexpr bool has_matrix_products(code_shape shape, activation_kind kind) noexcept {
+  if (!simd::has_matrix_registers<Arch> || kind == activation_kind::floats) return false;
+  return kind == activation_kind::bf16 || (shape.step == stepping::slabs && shape.sub == sub_kind::none);
+}
+/// Whether whole tiles of tokens go there: where each sum is of at least 64 products, and where the system lets the process.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_kind kind) noexcept {
+  if constexpr (simd::has_matrix_registers<Arch>)
+    return has_matrix_products<Arch>(p.shape, kind) && (p.sub_steps >= matrix_steps || kind != activation_kind::int8) && simd::may_use_matrix_registers<Arch>();
+  else
+    return false;
+}
+
+/// Tokens that a kernel holds in vector registers at once.
+template <class Arch>
+inline constexpr std::size_t register_tokens = simd::includes<Arch, xsimd::avx512f> ? 6 : 4;
+/// The columns of a tile.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE std::size_t tile_tokens(const panel_layout& p, activation_kind kind) noexcept {
+  return in_matrix_registers<Arch>(p, kind) ? 16 : register_tokens<Arch>;
+}
 
 /// Where prepared activations lie, in memory that place_activations divides.
 struct activation_buffers {
-  std::int32_t* words = nullptr;  ///< [tile][step][token], four int8; or [tile][step][token][2], the int16 of places 0 and 2, and of 1 and 3
+  /// [tile][step][token], four int8; or [tile][step][token][2], the int16 of places 0 and 2, and of 1 and 3; or [tile][step][token], two bf16.
+  /// For matrix registers [tile][block][token][step], or where 16 divides the steps [tile][block][16 steps][token][step]; int16 as
+  /// [tile][block][2]…, four high bytes and four low ones.
+  std::int32_t* words = nullptr;
   float* floats = nullptr;        ///< [tile][padded column][token] (exact path; in the place of words)
   float* scales = nullptr;        ///< [tile][block][token]
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
@@ -42,6 +83,9 @@ struct activation_args {
   activation_buffers out;
 };
 
+/// A row of a matrix register, as much as the last token's row may be read beyond its end.
+inline constexpr std::size_t matrix_row_bytes = 64;
+
 /// Divides `memory` (64-byte aligned) among the buffers of `tokens` columns, and says how many bytes they take: a multiple of 64. With
 /// null, only the latter.
 inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, std::size_t cols, std::size_t tile_tokens, activation_kind kind,
@@ -58,8 +102,10 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
   if (kind == activation_kind::floats) {
     b.floats = reinterpret_cast<float*>(take(columns * p.padded_cols(cols) * sizeof(float)));
     b.float_sums = reinterpret_cast<float*>(take(columns * subs * sizeof(float)));
+  } else if (kind == activation_kind::bf16) {
+    b.words = reinterpret_cast<std::int32_t*>(take(columns * pair_steps(cols) * sizeof(std::int32_t)));
   } else {
-    b.words = reinterpret_cast<std::int32_t*>(take(columns * p.padded_cols(cols) * step_words(kind)));
+    b.words = reinterpret_cast<std::int32_t*>(take(columns * p.padded_cols(cols) * step_words(kind) + matrix_row_bytes));
     b.scales = reinterpret_cast<float*>(take(columns * blocks * sizeof(float)));
     b.sums = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
     b.starts = reinterpret_cast<std::int32_t*>(take(columns * subs * sizeof(std::int32_t)));
@@ -72,7 +118,7 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
 /// Whether activations prepared for one layout serve the other, with the same kernels.
 LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b, activation_kind kind) noexcept {
   if (a.shape.level == level_kind::plain || b.shape.level == level_kind::plain) return a.shape.level == b.shape.level;
-  return a.block == b.block && a.sub_block == b.sub_block && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero &&
+  return a.block == b.block && a.sub_block == b.sub_block && (a.shape.sub == sub_kind::none) == (b.shape.sub == sub_kind::none) && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero &&
          a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels() &&
          (kind != activation_kind::int16 || a.largest_int16() == b.largest_int16());
 }
@@ -84,11 +130,18 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::siz
   return rest == 1 || (rest == 2 && Kind == activation_kind::int8) ? rest : rest <= 4 && full > 4 ? 4 : full;
 }
 
-/// What unsigned bytes hold more than the levels they stand for, on every row: the format's own zero, and 128 where signed levels are
-/// fed as level + 128 (int8). A zero-point that is stored for each row comes on top.
+/// A zero-point that all rows share, as far as matrix registers are fed levels with it taken away: signed bytes then.
+LOWBIT_ALWAYS_INLINE constexpr int zero_of_levels(const panel_layout& p) noexcept {
+  return p.stored_zero || p.shape.has_signed_levels() || p.zero < 0 ? 0 : p.zero < 127 ? p.zero : 127;
+}
+
+/// What bytes hold more than the levels they stand for, on every row: the format's own zero, and 128 where signed levels are
+/// fed as level + 128 (int8); or what matrix registers leave of it. A zero-point that is stored for each row comes on top.
 template <class Arch, activation_kind Kind>
-LOWBIT_ALWAYS_INLINE constexpr int shared_zero(const panel_layout& p) noexcept {
-  return (p.stored_zero ? 0 : p.zero) + (Kind == activation_kind::int8 && p.shape.has_signed_levels() && simd::exact_u8s8<Arch> ? 128 : 0);
+LOWBIT_ALWAYS_INLINE constexpr int shared_zero(const panel_layout& p, bool matrices) noexcept {
+  const int zero = p.stored_zero ? 0 : p.zero;
+  if (matrices) return zero - zero_of_levels(p);
+  return zero + (Kind == activation_kind::int8 && p.shape.has_signed_levels() && simd::exact_u8s8<Arch> ? 128 : 0);
 }
 
 /// Blocks of activations whose largest magnitude is not above this count as zero (127 / max and 32767 / max must not overflow).
@@ -110,8 +163,10 @@ LOWBIT_ALWAYS_INLINE constexpr std::int32_t two_int16(int low, int high) noexcep
 template <class Arch, activation_kind Kind>
 void quantise_block(const panel_layout& p, const activation_buffers& out, const float* x, std::size_t begin, std::size_t end, std::size_t b,
                     std::size_t width, std::size_t t) noexcept {
-  constexpr std::size_t words = step_words(Kind);
-  constexpr std::size_t n = simd::lanes<Arch>;
+  constexpr std::size_t n = simd::lanes<Arch>, words = step_words(Kind);
+  const bool matrices = in_matrix_registers<Arch>(p, Kind) && width == tile_tokens<Arch>(p, Kind);
+  const matrix_strides strides = strides_of(p.sub_steps, width);
+  const std::size_t low_bytes = width * p.sub_steps;  // matrix registers: where the high bytes' follow
   using floats = simd::batch<float, Arch>;
   // n values from column k; past `stop` they are zero.
   const auto load = [&](std::size_t k, std::size_t stop) LOWBIT_INLINE_LAMBDA {
@@ -120,39 +175,47 @@ void quantise_block(const panel_layout& p, const activation_buffers& out, const 
     for (std::size_t i = 0; i < n; ++i) values[i] = k + i < stop ? x[k + i] : 0.0f;
     return floats(floats::load_aligned(values));
   };
-  // A maximum may lose a NaN; x * 0 does not, nor an infinity.
-  floats most(0.0f), probes(0.0f);
-  for (std::size_t c = begin; c < end; c += n) {
-    const floats v = load(c, end);
-    most = xsimd::max(most, xsimd::abs(v));
-    probes += v * floats(0.0f);
-  }
-  const float largest = xsimd::reduce_max(most);
+  // As integers magnitudes have the order of their floats, and infinity and NaN come after all others.
+  using ints = simd::batch<std::int32_t, Arch>;
+  ints most(0);
+  for (std::size_t c = begin; c < end; c += n) most = xsimd::max(most, ints(xsimd::bitwise_cast<std::int32_t>(load(c, end)) & ints(0x7fff'ffff)));
+  const std::int32_t bits = xsimd::reduce_max(most);
+  const float largest = std::bit_cast<float>(bits < 0x7f80'0000 ? bits : 0x7fc0'0000);
   const float levels = Kind == activation_kind::int16 ? static_cast<float>(p.largest_int16()) : 127.0f;
   const floats inverse(largest > smallest_activation ? levels / largest : 0.0f);
-  out.scales[b * width + t] = largest / levels + xsimd::reduce_add(probes);
-  const auto zero = static_cast<std::uint32_t>(shared_zero<Arch, Kind>(p));
+  out.scales[b * width + t] = largest / levels;
+  const auto zero = static_cast<std::uint32_t>(shared_zero<Arch, Kind>(p, matrices));
   for (std::size_t j = 0; j < p.sub_blocks; ++j) {
     const std::size_t from = begin + j * p.sub_block;
     const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;
-    std::uint32_t sum = 0;  // codes of a NaN may be any numbers
+    ints sums(0);
     std::size_t k = from;
-    std::int32_t* word = out.words + ((b * p.block_steps() + j * p.sub_steps) * width + t) * words;
+    std::int32_t* const first = out.words + (b * p.block_steps() + j * p.sub_steps) * width * words + t * (matrices ? strides.token : words);
     for (std::size_t step = 0; step < p.sub_steps; step += n / step_weights, k += n) {
       const auto q = xsimd::nearbyint_as_int(floats(load(k, stop) * inverse));
-      sum += static_cast<std::uint32_t>(xsimd::reduce_add(q));
-      if constexpr (Kind == activation_kind::int16) {
+      sums += q;
+      std::int32_t* const word = first + (matrices ? step / matrix_steps * strides.piece + step % matrix_steps : step * width * words);
+      const std::size_t steps = p.sub_steps - step < n / step_weights ? p.sub_steps - step : n / step_weights;
+      // Bytes `narrow` of the steps.
+      const auto store_bytes = [&](std::int32_t* to, const ints& narrow) LOWBIT_INLINE_LAMBDA {
+        alignas(64) std::int8_t all[n];
+        simd::store_narrowed<Arch>(all, narrow, Arch{});
+        if (matrices && steps == n / step_weights) return void(std::memcpy(to, all, n));
+        for (std::size_t i = 0; i < steps; ++i) std::memcpy(to + i * (matrices ? 1 : width), all + i * step_weights, step_weights);
+      };
+      if constexpr (Kind == activation_kind::int8) {
+        store_bytes(word, q);
+      } else if (matrices) {
+        store_bytes(word, q >> 8);
+        store_bytes(word + low_bytes, (q << 24) >> 24);
+      } else {
         alignas(64) std::int32_t wide[n];
         q.store_aligned(wide);
-        for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width * words)
-          for (std::size_t h = 0; h < words; ++h) word[h] = two_int16(wide[i * step_weights + h], wide[i * step_weights + h + 2]);
-      } else {
-        alignas(64) std::int8_t narrow[n];
-        simd::store_narrowed<Arch>(narrow, q, Arch{});
-        for (std::size_t i = 0; i < n / step_weights && step + i < p.sub_steps; ++i, word += width)
-          std::memcpy(word, narrow + i * step_weights, step_weights);
+        for (std::size_t i = 0; i < steps; ++i)
+          for (std::size_t h = 0; h < words; ++h) word[i * width * words + h] = two_int16(wide[i * step_weights + h], wide[i * step_weights + h + 2]);
       }
     }
+    const auto sum = static_cast<std::uint32_t>(xsimd::reduce_add(sums));  // codes of a NaN may be any numbers
     out.sums[(b * p.sub_blocks + j) * width + t] = static_cast<std::int32_t>(sum);
     out.starts[(b * p.sub_blocks + j) * width + t] = static_cast<std::int32_t>(0u - zero * sum);
   }
@@ -176,8 +239,9 @@ void quantise_block(const panel_layout& p, const activation_buffers& out, const 
 /// Integer activations of a tile after the other; Kind is int8 or int16.
 template <class Arch, activation_kind Kind>
 void quantise_activations(const activation_args& a) noexcept {
-  constexpr std::size_t full = tile_tokens<Arch>, words = step_words(Kind);
+  constexpr std::size_t words = step_words(Kind);
   const panel_layout& p = *a.layout;
+  const std::size_t full = tile_tokens<Arch>(p, Kind);
   const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
     const std::size_t width = tile_width<Kind>(tile, a.tokens, full), first = tile * full;
@@ -198,10 +262,39 @@ void quantise_activations(const activation_args& a) noexcept {
   }
 }
 
+/// Pairs of bfloat16, rounded to nearest even.
+template <class Arch>
+void round_activations(const activation_args& a) noexcept {
+  constexpr activation_kind kind = activation_kind::bf16;
+  const std::size_t full = tile_tokens<Arch>(*a.layout, kind);
+  const std::size_t steps = pair_steps(a.cols);
+  for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
+    const std::size_t width = tile_width<kind>(tile, a.tokens, full), first = tile * full;
+    const bool matrices = in_matrix_registers<Arch>(*a.layout, kind) && width == full;
+    for (std::size_t t = 0; t < width; ++t) {
+      const bool present = first + t < a.tokens;
+      const float* const x = row_of_token(a, present ? first + t : 0);
+      std::int32_t* const words = a.out.words + first * steps;
+      const matrix_strides strides = strides_of(steps, width);
+      for (std::size_t s = 0; s < steps; s += matrix_steps) {
+        std::uint16_t numbers[matrix_steps * pair_weights] = {};
+        const std::size_t c = s * pair_weights, left = present && c < a.cols ? a.cols - c : 0;
+        if (left >= std::size(numbers))
+          for (std::size_t i = 0; i < std::size(numbers); ++i) numbers[i] = to_bf16(x[c + i]).bits;
+        else
+          for (std::size_t i = 0; i < left; ++i) numbers[i] = to_bf16(x[c + i]).bits;
+        if (matrices) std::memcpy(words + s / matrix_steps * strides.piece + t * strides.token, numbers, sizeof numbers);
+        else
+          for (std::size_t i = 0; i < matrix_steps; ++i) words[(s + i) * width + t] = detail::two_int16(numbers[pair_weights * i], numbers[pair_weights * i + 1]);
+      }
+    }
+  }
+}
+
 template <class Arch>
 void copy_activations(const activation_args& a) noexcept {
-  constexpr std::size_t full = tile_tokens<Arch>;
   const panel_layout& p = *a.layout;
+  const std::size_t full = tile_tokens<Arch>(p, activation_kind::floats);
   // A plain format is one sub-block of all columns.
   const bool plain = p.shape.level == level_kind::plain;
   const std::size_t subs = plain ? 1 : p.blocks(a.cols) * p.sub_blocks, sub = plain ? a.cols : p.sub_block;

@@ -34,6 +34,7 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
     floats<Arch> acc[chains][Vectors][Tokens];
     clear(acc);
     const auto column = [&](auto& sums, std::size_t c) LOWBIT_INLINE_LAMBDA {
+      prefetch_after<Arch, Tokens>(tile.panel[0] + c * column_bytes, 1);
       floats<Arch> w[Vectors];
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) w[v] = load_numbers<Arch, shape.scale>(tile.panel[v] + c * column_bytes, tile.row[v]);
@@ -54,7 +55,8 @@ LOWBIT_ALWAYS_INLINE void tile_exact(const multiply_args& a, tile<Arch, Tokens, 
     const std::size_t blocks = p.blocks(a.cols);
     for_each_block(p, blocks, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
       floats<Arch> acc[chains][Vectors][Tokens];
-      const auto enters = [](std::size_t) LOWBIT_INLINE_LAMBDA {};
+      if (first_step == 0) prefetch_after<Arch, Tokens>(tile.panel[0] + header, p.unit_headers());
+      const auto enters = [&](std::size_t slab) LOWBIT_INLINE_LAMBDA { prefetch_after<Arch, Tokens>(tile.panel[0] + codes + slab, shape.bits * step_bytes); };
       const auto begins = [&](std::size_t) LOWBIT_INLINE_LAMBDA { clear(acc); };
       const auto step = [&](std::size_t slab, std::size_t s, std::size_t k) LOWBIT_INLINE_LAMBDA {
         ints<Arch> four[Vectors];

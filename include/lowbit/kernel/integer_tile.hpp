@@ -37,14 +37,56 @@ LOWBIT_ALWAYS_INLINE std::array<ints<Arch>, 2> widen(const bytes<Arch>& codes) n
   return {xsimd::bitwise_cast<std::int32_t>(even()), xsimd::bitwise_cast<std::int32_t>(both >> 8)};
 }
 
+/// How a token's sums for a register of rows become its results: sums of sub-blocks those of blocks, and these floats.
+template <std::uint32_t Key, class Arch>
+struct block_sums {
+  static constexpr code_shape shape = code_shape::from_key(Key);
+  static constexpr bool two_level = shape.sub != sub_kind::none;
+  static constexpr bool split = shape.level == level_kind::table_float;  // a level is two bytes, with sums of their own
+  // Sums over 16 weights of at most 3 bits fit in 16 bits, and so do sub-scales: one multiply-add instead of two instructions.
+  static constexpr bool narrow = two_level && shape.level == level_kind::unsigned_code && shape.bits <= 3 && shape.step == stepping::half_slabs;
+
+  static LOWBIT_ALWAYS_INLINE ints<Arch> sub_scale(const panel_layout& p, const std::uint8_t* header, std::size_t j, std::size_t row) noexcept {
+    const auto scale = load_sub_scale<Arch, shape.sub>(p, header, j, row);
+    if constexpr (narrow && shape.sub != sub_kind::nibbles) return scale & ints<Arch>(0xffff);  // the upper of the two products is 0
+    else return scale;
+  }
+  static LOWBIT_ALWAYS_INLINE ints<Arch> add_sub_block(const ints<Arch>& total, const ints<Arch>& sum, const ints<Arch>& sub_scale) noexcept {
+    if constexpr (narrow) return simd::dot2_s16<Arch>(total, sum, sub_scale, Arch{});
+    else return total + sum * sub_scale;
+  }
+  static LOWBIT_ALWAYS_INLINE floats<Arch> scale(const panel_layout& p, const std::uint8_t* header, std::size_t row) noexcept {
+    const auto scale = load_numbers<Arch, shape.scale>(header, row);
+    if constexpr (split) return simd::rounded_product<Arch>(scale, floats<Arch>(p.split.step), Arch{});
+    else return scale;
+  }
+  /// `low` is the sum of low bytes, where levels have them.
+  static LOWBIT_ALWAYS_INLINE floats<Arch> add_block(const floats<Arch>& y, const ints<Arch>& sum, const ints<Arch>& low, const floats<Arch>& scale,
+                                                     float x_scale) noexcept {
+    auto value = xsimd::to_float(sum);
+    if constexpr (split) value = value * floats<Arch>(128.0f) + xsimd::to_float(low);  // fused or not: 128 x is exact
+    return y + simd::rounded_product<Arch>(value, simd::rounded_product<Arch>(scale, floats<Arch>(x_scale), Arch{}), Arch{});
+  }
+  /// Of a block without sub-blocks: its minimum times its activations.
+  static LOWBIT_ALWAYS_INLINE floats<Arch> add_minimum(const floats<Arch>& y, const floats<Arch>& minimum, float x_scale, std::int32_t x_sum) noexcept {
+    const auto both = simd::rounded_product<Arch>(minimum, floats<Arch>(x_scale), Arch{});
+    return y + simd::rounded_product<Arch>(floats<Arch>(static_cast<float>(x_sum)), both, Arch{});
+  }
+  /// `minima` is the sum of sub-minima times their activations.
+  static LOWBIT_ALWAYS_INLINE floats<Arch> take_minima(const floats<Arch>& y, const floats<Arch>& minimum, float x_scale, const ints<Arch>& minima) noexcept {
+    const auto both = simd::rounded_product<Arch>(minimum, floats<Arch>(x_scale), Arch{});
+    return y - simd::rounded_product<Arch>(xsimd::to_float(minima), both, Arch{});
+  }
+};
+
 template <std::uint32_t Key, activation_kind Kind, class Arch, std::size_t Tokens, std::size_t Vectors>
 LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens, Vectors>& tile, tile_activations x) noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
   constexpr bool is_signed = shape.has_signed_levels();
   constexpr bool wide = Kind == activation_kind::int16;
   constexpr bool biased = is_signed && !wide && simd::exact_u8s8<Arch>;  // signed levels are fed as level + 128
-  constexpr bool two_level = shape.sub != sub_kind::none;
-  constexpr bool split = shape.level == level_kind::table_float;   // a level is two bytes, with sums of their own
+  using finish = block_sums<Key, Arch>;
+  constexpr bool two_level = finish::two_level, split = finish::split;
   // Without a dot product of bytes, sums of pairs of products stay in 16-bit lanes for `run` steps before they are widened.
   constexpr std::size_t run = is_signed || wide || shape.step == stepping::steps ? 1
                               : steps_of_pairs<Arch>(shape.level_bits(), shape.step == stepping::slabs ? slab_steps : slab_steps / 2);
@@ -52,8 +94,6 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
   // in which they lie, so that the processor's prefetcher can follow: planes read by turns cost two thirds of the bandwidth.
   constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs && run == 1 && !split ? 2 : 1, sums = split ? 2 : chains;
   constexpr bool by_address = Tokens == 1 && shape.step != stepping::steps && plane_widths(shape.bits)[1] != 0;
-  // Sums over 16 weights of at most 3 bits fit in 16 bits, and so do sub-scales: one multiply-add instead of two instructions.
-  constexpr bool narrow = two_level && shape.level == level_kind::unsigned_code && shape.bits <= 3 && shape.step == stepping::half_slabs;
   const panel_layout& p = *a.layout;
   const std::size_t blocks = p.blocks(a.cols);
   alignas(16) std::uint8_t table[16];
@@ -62,6 +102,7 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
       table[i] = static_cast<std::uint8_t>(is_signed ? (&p.table[0])[i] ^ (biased ? 128u : 0u) : static_cast<unsigned>((&p.table[0])[i] + p.zero));
 
   for_each_block(p, blocks, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
+    if (first_step == 0) prefetch_after<Arch, Tokens>(tile.panel[0] + header, p.unit_headers());
     if constexpr (by_address) {
       if (first_step == 0) touch_lines(tile.panel[0] + header, p.unit_headers());
     }
@@ -93,6 +134,7 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
     };
     bytes<Arch> line[Vectors][by_address ? shape.bits : 1];
     const auto enters = [&](std::size_t slab) LOWBIT_INLINE_LAMBDA {
+      prefetch_after<Arch, Tokens>(tile.panel[0] + codes + slab, shape.bits * step_bytes);
       if constexpr (by_address) {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
@@ -166,13 +208,11 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
       if constexpr (two_level) {
         LOWBIT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-          auto sub_scale = load_sub_scale<Arch, shape.sub>(p, tile.panel[v] + header, j, tile.row[v]);
-          if constexpr (narrow && shape.sub != sub_kind::nibbles) sub_scale &= ints<Arch>(0xffff);  // the upper of the two products is 0
+          const auto sub_scale = finish::sub_scale(p, tile.panel[v] + header, j, tile.row[v]);
           LOWBIT_UNROLL
           for (std::size_t t = 0; t < Tokens; ++t) {
-            if constexpr (narrow) total[0][v][t] = simd::dot2_s16<Arch>(total[0][v][t], acc[0][v][t], sub_scale, Arch{});
-            else total[0][v][t] += acc[0][v][t] * sub_scale;
-            if constexpr (split) total[1][v][t] += acc[1][v][t] * sub_scale;
+            total[0][v][t] = finish::add_sub_block(total[0][v][t], acc[0][v][t], sub_scale);
+            if constexpr (split) total[1][v][t] = finish::add_sub_block(total[1][v][t], acc[1][v][t], sub_scale);
           }
         }
       }
@@ -181,16 +221,12 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
 
     LOWBIT_UNROLL
     for (std::size_t v = 0; v < Vectors; ++v) {
-      const std::uint8_t* const head = tile.panel[v] + header;
-      auto scale = load_numbers<Arch, shape.scale>(head, tile.row[v]);
-      if constexpr (split) scale = simd::rounded_product<Arch>(scale, floats<Arch>(p.split.step), Arch{});
+      const auto scale = finish::scale(p, tile.panel[v] + header, tile.row[v]);
+      constexpr std::size_t low = split ? 1 : 0;
       LOWBIT_UNROLL
-      for (std::size_t t = 0; t < Tokens; ++t) {
-        const auto both = simd::rounded_product<Arch>(scale, floats<Arch>(x.scales[t]), Arch{});
-        auto sum = xsimd::to_float(two_level ? total[0][v][t] : acc[0][v][t]);
-        if constexpr (split) sum = sum * floats<Arch>(128.0f) + xsimd::to_float(two_level ? total[1][v][t] : acc[1][v][t]);  // fused or not: 128 x is exact
-        tile.y[v][t] += simd::rounded_product<Arch>(sum, both, Arch{});
-      }
+      for (std::size_t t = 0; t < Tokens; ++t)
+        tile.y[v][t] = finish::add_block(tile.y[v][t], two_level ? total[0][v][t] : acc[0][v][t], two_level ? total[low][v][t] : acc[low][v][t],
+                                         scale, x.scales[t]);
     }
     if constexpr (shape.minimum) {
       // Σ over sub-blocks of minimum * sum is a product of its own, two sub-blocks at a time, when the accumulators are free again.
@@ -209,9 +245,8 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
         const auto minimum = load_numbers<Arch, shape.scale>(head + p.minimum_at, tile.row[v]);
         LOWBIT_UNROLL
         for (std::size_t t = 0; t < Tokens; ++t) {
-          const auto both = simd::rounded_product<Arch>(minimum, floats<Arch>(x.scales[t]), Arch{});
-          if constexpr (two_level) tile.y[v][t] -= simd::rounded_product<Arch>(xsimd::to_float(acc[0][v][t]), both, Arch{});
-          else tile.y[v][t] += simd::rounded_product<Arch>(floats<Arch>(static_cast<float>(x.sums[t])), both, Arch{});
+          if constexpr (two_level) tile.y[v][t] = finish::take_minima(tile.y[v][t], minimum, x.scales[t], acc[0][v][t]);
+          else tile.y[v][t] = finish::add_minimum(tile.y[v][t], minimum, x.scales[t], x.sums[t]);
         }
       }
     }

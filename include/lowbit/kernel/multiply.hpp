@@ -1,9 +1,11 @@
-// The products: y = x Wᵀ on panels, with int8, int16 or float activations, written once for every format and every instruction set: tiles of rows and
-// tokens, on integers (integer_tile.hpp) or floats (exact_tile.hpp).
+// The products: y = x Wᵀ on panels, written once for every format and every instruction set: tiles of rows and tokens, on integers
+// (integer_tile.hpp), floats (exact_tile.hpp), bfloat16 (bf16_tile.hpp), or, many tokens, in matrix registers (matrix_tile.hpp).
 #pragma once
 
+#include <lowbit/kernel/bf16_tile.hpp>
 #include <lowbit/kernel/exact_tile.hpp>
 #include <lowbit/kernel/integer_tile.hpp>
+#include <lowbit/kernel/matrix_tile.hpp>
 
 namespace lowbit::kernel {
 
@@ -12,10 +14,10 @@ namespace detail {
 /// One tile. Never inlined: with its four forms in one function g++ 12 for Arm ends in an internal error (codes of 7 bits).
 template <std::uint32_t Key, class Arch, activation_kind Kind, std::size_t Tokens, std::size_t Vectors>
 __attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t first_vector, std::size_t end_vector,
-                                        std::size_t token_tile) noexcept {
+                                        std::size_t first_token) noexcept {
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
   const panel_layout& p = *a.layout;
-  const std::size_t panel_bytes = p.panel_bytes(a.cols), first_token = token_tile * tile_tokens<Arch>;
+  const std::size_t panel_bytes = p.panel_bytes(a.cols);
   tile<Arch, Tokens, Vectors> tile;
   LOWBIT_UNROLL
   for (std::size_t v = 0; v < Vectors; ++v) {
@@ -29,21 +31,22 @@ __attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t
   const std::size_t blocks = p.shape.level == level_kind::plain ? 0 : p.blocks(a.cols), subs = blocks * p.sub_blocks;
   if constexpr (Kind == activation_kind::floats)
     tile_exact<Key>(a, tile, a.x.floats + first_token * p.padded_cols(a.cols), a.x.float_sums + first_token * subs);
+  else if constexpr (Kind == activation_kind::bf16)
+    tile_bf16(a, tile, a.x.words + first_token * pair_steps(a.cols));
   else
     tile_integer<Key, Kind>(a, tile, {a.x.words + first_token * blocks * p.block_steps() * step_words(Kind), a.x.scales + first_token * blocks,
                              a.x.sums + first_token * subs, a.x.starts + first_token * subs,
                              a.x.pairs + first_token * blocks * p.sum_pairs()});
   const std::size_t row = first_vector * simd::lanes<Arch>;
-  const std::size_t vectors = end_vector - first_vector < Vectors ? end_vector - first_vector : Vectors;
-  const std::size_t rows = row >= a.rows ? 0 : a.rows - row < vectors * simd::lanes<Arch> ? a.rows - row : vectors * simd::lanes<Arch>;
+  const std::size_t rows = (end_vector - first_vector < Vectors ? end_vector - first_vector : Vectors) * simd::lanes<Arch>;
   const std::size_t tokens = a.tokens - first_token < Tokens ? a.tokens - first_token : Tokens;
-  if (rows == Vectors * simd::lanes<Arch> && a.finish == nullptr) {
+  if (rows == Vectors * simd::lanes<Arch> && row + rows <= a.rows && a.finish == nullptr) {
     for (std::size_t t = 0; t < tokens; ++t) {
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v)
         tile.y[v][t].store_unaligned(a.y + (first_token + t) * a.y_stride + row + v * simd::lanes<Arch>);
     }
-  } else if (rows != 0) {
+  } else {
     constexpr std::size_t stride = round_up(Vectors * simd::lanes<Arch>, panel_rows);
     alignas(64) float values[Tokens * stride] = {};
     LOWBIT_UNROLL
@@ -51,8 +54,7 @@ __attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) tile.y[v][t].store_aligned(values + t * stride + v * simd::lanes<Arch>);
     }
-    if (a.finish != nullptr) return a.finish(a.context, values, stride, row, rows, first_token, tokens);
-    for (std::size_t t = 0; t < tokens; ++t) std::memcpy(a.y + (first_token + t) * a.y_stride + row, values + t * stride, rows * sizeof(float));
+    deliver(a, values, stride, row, rows, first_token, tokens);
   }
 }
 
@@ -63,21 +65,28 @@ template <std::uint32_t Key, class Arch, activation_kind Kind>
 void multiply(const multiply_args& a) noexcept {
   // Two registers of rows share the broadcasts of activations where there are 32 registers to hold what an integer product holds, and always
   // where only sums are held: four of them alone would wait for one another.
-  constexpr std::size_t vectors = Kind == activation_kind::floats || simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = tile_tokens<Arch>;
+  constexpr std::size_t vectors = Kind == activation_kind::floats || simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = register_tokens<Arch>;
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
-  const std::size_t end = a.panel_end * per_panel, tiles = ceil_div(a.tokens, full);
+  const std::size_t end = a.panel_end * per_panel, each = tile_tokens<Arch>(*a.layout, Kind), tiles = ceil_div(a.tokens, each);
+  std::size_t done = 0;
+  if constexpr (has_matrix_products<Arch>(code_shape::from_key(Key), Kind)) {
+    if (in_matrix_registers<Arch>(*a.layout, Kind)) {
+      done = tiles != 0 && tile_width<Kind>(tiles - 1, a.tokens, each) != each ? tiles - 1 : tiles;  // few last tokens are faster below
+      if (done != 0) detail::multiply_in_matrices<Key, Kind, Arch>(a, done);
+    }
+  }
   for (std::size_t v = a.panel_begin * per_panel; v < end; v += vectors) {
-    for (std::size_t i = 0; i < tiles; ++i) {
-      const std::size_t width = tile_width<Kind>(i, a.tokens, full);
+    for (std::size_t i = done; i < tiles; ++i) {
+      const std::size_t width = tile_width<Kind>(i, a.tokens, each), first = i * each;
       if (width == full) {
-        detail::multiply_tile<Key, Arch, Kind, full, vectors>(a, v, end, i);
+        detail::multiply_tile<Key, Arch, Kind, full, vectors>(a, v, end, first);
       } else if (width <= 2) {  // bound by memory: one stream of whole lines is what it reads fastest
         if (v % per_panel != 0) continue;
         for (std::size_t one = v; one < v + vectors && one < end; one += per_panel)
-          if (width == 1) detail::multiply_tile<Key, Arch, Kind, 1, per_panel>(a, one, end, i);
-          else if constexpr (Kind == activation_kind::int8) detail::multiply_tile<Key, Arch, Kind, 2, per_panel>(a, one, end, i);
+          if (width == 1) detail::multiply_tile<Key, Arch, Kind, 1, per_panel>(a, one, end, first);
+          else if constexpr (Kind == activation_kind::int8) detail::multiply_tile<Key, Arch, Kind, 2, per_panel>(a, one, end, first);
       } else if constexpr (full > 4) {
-        detail::multiply_tile<Key, Arch, Kind, 4, vectors>(a, v, end, i);
+        detail::multiply_tile<Key, Arch, Kind, 4, vectors>(a, v, end, first);
       }
     }
   }

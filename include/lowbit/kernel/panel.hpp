@@ -75,6 +75,8 @@ struct code_shape {
   [[nodiscard]] constexpr bool has_int16() const noexcept {
     return (level == level_kind::unsigned_code || level == level_kind::signed_byte) && bits >= 6 && !(minimum && sub != sub_kind::none);
   }
+  /// And with activations of bfloat16: for weights of bfloat16.
+  [[nodiscard]] constexpr bool has_bf16() const noexcept { return level == level_kind::plain && scale == number::bf16; }
 };
 
 /// A table of floats for integer products: value ~ step * (128 * (high - 63) + low), high and low below 128, and so two dots of bytes for

@@ -83,6 +83,14 @@ LOWBIT_ALWAYS_INLINE void touch_lines(const std::uint8_t* p, std::size_t bytes) 
   for (std::size_t i = 0; i < bytes; i += 64) (void)*static_cast<const volatile std::uint8_t*>(p + i);
 }
 
+/// Asks for what follows some bytes of a panel, where the architecture gains by it and Tokens are few.
+template <class Arch, std::size_t Tokens>
+LOWBIT_ALWAYS_INLINE void prefetch_after(const std::uint8_t* p, std::size_t bytes) noexcept {
+  constexpr std::size_t ahead = 4096;
+  if constexpr (simd::prefetches<Arch> && Tokens <= 2)
+    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + ahead + i);
+}
+
 /// Calls f(where the block's header is, where its unit's codes are, the block's first step among them) for every block of a panel.
 template <class F>
 LOWBIT_ALWAYS_INLINE void for_each_block(const panel_layout& p, std::size_t blocks, F&& f) noexcept {

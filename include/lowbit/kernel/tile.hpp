@@ -34,5 +34,20 @@ struct tile {
   floats<Arch> y[Vectors][Tokens];
 };
 
+/// Hands over results: values[t * stride + r] is that of row `row` + r for token `first_token` + t. (Columns past the last token are none.)
+LOWBIT_ALWAYS_INLINE void deliver(const multiply_args& a, float* values, std::size_t stride, std::size_t row, std::size_t rows,
+                                  std::size_t first_token, std::size_t tokens) noexcept {
+  if (row >= a.rows) return;
+  if (a.rows - row < rows) rows = a.rows - row;
+  if (a.tokens - first_token < tokens) tokens = a.tokens - first_token;
+  if (a.finish != nullptr) return a.finish(a.context, values, stride, row, rows, first_token, tokens);
+  float* to = a.y + first_token * a.y_stride + row;
+  const auto copy = [&](auto bytes) LOWBIT_INLINE_LAMBDA {
+    for (std::size_t t = 0; t < tokens; ++t, to += a.y_stride, values += stride) std::memcpy(to, values, bytes);
+  };
+  if (rows == panel_rows) copy(std::integral_constant<std::size_t, panel_rows * sizeof(float)>{});
+  else copy(rows * sizeof(float));
+}
+
 }  // namespace detail
 }  // namespace lowbit::kernel

@@ -15,24 +15,25 @@ namespace lowbit::kernel {
 
 /// The products of one code_shape.
 struct products {
+  using function = void (*)(const multiply_args&) noexcept;
   std::uint32_t key;
-  void (*int8)(const multiply_args&) noexcept;   ///< null where the shape has no integer path
-  void (*int16)(const multiply_args&) noexcept;  ///< null where it has none of so many bits
-  void (*exact)(const multiply_args&) noexcept;
+  /// By activation_kind; null where the shape, or the instruction set, has none. Floats are always there.
+  std::array<function, activation_kinds> by_kind;
+
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE function operator[](activation_kind kind) const noexcept { return by_kind[static_cast<std::size_t>(kind)]; }
+  [[nodiscard]] LOWBIT_ALWAYS_INLINE bool has(activation_kind kind) const noexcept { return (*this)[kind] != nullptr; }
 };
 
 /// All kernels of one instruction set.
 struct unit {
   const char* name;              ///< as xsimd names it
-  std::size_t tile_tokens;
   void (*unpack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::uint8_t*) noexcept;
   void (*pack_codes)(const format_spec&, const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::uint8_t*) noexcept;
   void (*dequantise_row)(const format_spec&, const std::uint8_t*, std::size_t, float*, bool) noexcept;
   void (*build_panels)(const build_args&) noexcept;
   void (*read_panel_row)(const panel_layout&, const std::uint8_t*, std::size_t, std::size_t, float*) noexcept;
-  void (*prepare_int8)(const activation_args&) noexcept;
-  void (*prepare_int16)(const activation_args&) noexcept;
-  void (*prepare_floats)(const activation_args&) noexcept;
+  std::size_t (*tile_tokens)(const panel_layout&, activation_kind) noexcept;  ///< how activations are laid out
+  std::array<void (*)(const activation_args&) noexcept, activation_kinds> prepare;  ///< by activation_kind
   bool (*quantise_rows)(const quantise_args&) noexcept;
   bool (*all_finite)(const float*, std::size_t) noexcept;
   void (*find_range)(const float*, std::size_t, float*, float*) noexcept;
@@ -65,9 +66,12 @@ struct unique_keys<keys<Known...>, K, Rest...>
 template <std::uint32_t Key, class Arch>
 constexpr products products_of() noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
-  products all{Key, nullptr, nullptr, &multiply<Key, Arch, activation_kind::floats>};
-  if constexpr (shape.has_int8()) all.int8 = &multiply<Key, Arch, activation_kind::int8>;
-  if constexpr (shape.has_int16()) all.int16 = &multiply<Key, Arch, activation_kind::int16>;
+  using enum activation_kind;
+  products all{Key, {nullptr, nullptr, nullptr, &multiply<Key, Arch, floats>}};
+  auto& [of_int8, of_int16, of_bf16, of_floats] = all.by_kind;
+  if constexpr (shape.has_int8()) of_int8 = &multiply<Key, Arch, int8>;
+  if constexpr (shape.has_int16()) of_int16 = &multiply<Key, Arch, int16>;
+  if constexpr (shape.has_bf16() && simd::dots_bf16<Arch>) of_bf16 = &multiply<Key, Arch, bf16>;
   return all;
 }
 
@@ -84,10 +88,12 @@ template <class Arch, block_format... F>
 constexpr unit unit_for() noexcept {
   using keys = typename detail::unique_keys<detail::keys<>, layout_for<F>::value.shape.key()...>::type;
   using table = detail::product_table<Arch, keys>;
-  return {Arch::name(), tile_tokens<Arch>, &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>,
-          &read_panel_row<Arch>, &quantise_activations<Arch, activation_kind::int8>,
-          &quantise_activations<Arch, activation_kind::int16>, &copy_activations<Arch>, &quantise_rows<Arch>, &all_finite<Arch>,
-          &find_range<Arch>, &round_weights<Arch>, table::entries, std::size(table::entries), &accumulate<Arch>, &add_low_rank<Arch>};
+  using enum activation_kind;
+  return {Arch::name(), &unpack_codes<Arch>, &pack_codes<Arch>, &dequantise_row<Arch>, &build_panels<Arch>, &read_panel_row<Arch>,
+          &tile_tokens<Arch>,
+          {&quantise_activations<Arch, int8>, &quantise_activations<Arch, int16>, &round_activations<Arch>, &copy_activations<Arch>},
+          &quantise_rows<Arch>, &all_finite<Arch>, &find_range<Arch>, &round_weights<Arch>, table::entries, std::size(table::entries),
+          &accumulate<Arch>, &add_low_rank<Arch>};
 }
 
 }  // namespace lowbit::kernel

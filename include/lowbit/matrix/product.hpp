@@ -13,21 +13,28 @@
 
 namespace lowbit {
 
-/// How activations enter a product. Float weights always run exact; a codebook of floats (NF4, FP4) does in no other way, the other two
-/// round its values to 2^-14 of the codebook's range.
+/// How activations enter a product. Float weights run exact, but those of bfloat16 with `bf16`; a codebook of floats (NF4, FP4) is exact in no
+/// other way, integers round its values to 2^-14 of the codebook's range.
 enum class precision : std::uint8_t {
   int8,       ///< quantised to 8 bits per block of weights
   automatic,  ///< int16 beside codes of 6 bits and more, which err less than 8-bit activations do; int8 beside the others
   int16,      ///< quantised to 12 to 16 bits per block beside codes of 6 bits and more; exact beside the others
+  bf16,       ///< rounded to bfloat16 beside weights of bfloat16, where the processor multiplies them (AVX512_BF16, AMX); exact beside the others
   exact       ///< as floats
 };
 
 /// What a precision means for one matrix.
 inline kernel::activation_kind activations_for(const panel_matrix& w, precision how) noexcept {
   using enum kernel::activation_kind;
-  const kernel::products& kernels = w.products();
-  if (how != precision::exact && how != precision::int8 && kernels.int16 != nullptr) return int16;
-  return (how == precision::int8 || how == precision::automatic) && kernels.int8 != nullptr ? int8 : floats;
+  const auto or_floats = [&](kernel::activation_kind kind) { return w.products().has(kind) ? kind : floats; };
+  switch (how) {
+    case precision::int8: return or_floats(int8);
+    case precision::int16: return or_floats(int16);
+    case precision::automatic: return w.products().has(int16) ? int16 : or_floats(int8);
+    case precision::bf16: return or_floats(bf16);
+    case precision::exact: break;
+  }
+  return floats;
 }
 
 /// Which rows a product takes or writes: all of them, in order, or those of a list, which may be empty (an expert without tokens).
@@ -73,11 +80,12 @@ struct operand {
   kernel::activation_buffers buffers;
   float* ordered = nullptr;  ///< [tokens, cols] x as the matrix takes it, where that is not as it is: columns in another order, or some ignored
 
-  [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(tokens, w->unit().tile_tokens); }
+  [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(tokens, tile_tokens()); }
+  [[nodiscard]] std::size_t tile_tokens() const noexcept { return w->unit().tile_tokens(w->layout(), kind); }
   std::size_t place(std::uint8_t* memory) noexcept {
     const std::size_t own = w->inputs().empty() && w->ignored().empty() ? 0 : round_up(tokens * x.cols * sizeof(float), 64);
     if (own != 0 && memory != nullptr) ordered = reinterpret_cast<float*>(memory);
-    return own + kernel::place_activations(w->layout(), tokens, x.cols, w->unit().tile_tokens, kind, memory == nullptr ? nullptr : memory + own,
+    return own + kernel::place_activations(w->layout(), tokens, x.cols, tile_tokens(), kind, memory == nullptr ? nullptr : memory + own,
                                            memory == nullptr ? nullptr : &buffers);
   }
   [[nodiscard]] bool serves(const operand& o) const noexcept {
@@ -88,7 +96,7 @@ struct operand {
   void prepare(std::size_t begin, std::size_t end) const noexcept {
     kernel::activation_args a{&w->layout(), x.data, x.stride, from, tokens, x.cols, begin, end, buffers};
     if (ordered != nullptr) {
-      const std::size_t each = w->unit().tile_tokens, last = std::min(end * each, tokens);
+      const std::size_t each = tile_tokens(), last = std::min(end * each, tokens);
       for (std::size_t t = begin * each; t < last; ++t) {
         const float* const row = x.row(from != nullptr ? from[t] : t);
         float* const to = ordered + t * x.cols;
@@ -99,9 +107,7 @@ struct operand {
       a.x_stride = x.cols;
       a.from = nullptr;
     }
-    using enum kernel::activation_kind;
-    const kernel::unit& unit = w->unit();
-    (kind == int8 ? unit.prepare_int8 : kind == int16 ? unit.prepare_int16 : unit.prepare_floats)(a);
+    w->unit().prepare[static_cast<std::size_t>(kind)](a);
   }
 };
 
@@ -165,9 +171,7 @@ struct destination {
     const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all() && p->w->factor() == 1.0f && p->plus == nullptr;
     const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.tokens, p->y.data, p->y.stride,
                                   plain ? nullptr : &destination::finish<Gate>, this};
-    using enum kernel::activation_kind;
-    const kernel::products& kernels = w.products();
-    (x.kind == int8 ? kernels.int8 : x.kind == int16 ? kernels.int16 : kernels.exact)(a);
+    w.products()[x.kind](a);
   }
 };
 

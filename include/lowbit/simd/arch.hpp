@@ -13,6 +13,12 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 #if XSIMD_VERSION_MAJOR < 13 || (XSIMD_VERSION_MAJOR == 13 && XSIMD_VERSION_MINOR < 2)
@@ -38,6 +44,14 @@ struct avxvnni : avx2 {
 };
 using avx512bw = xsimd::avx512bw;
 using avx512vnni = xsimd::avx512vnni<xsimd::avx512bw>;
+/// Dots of pairs of bfloat16 on top (AVX512_BF16).
+struct avx512bf16 : avx512vnni {
+  static constexpr const char* name() noexcept { return "avx512bf16"; }
+};
+/// Matrix registers of sixteen rows of 64 bytes on top, with products of bytes and of bfloat16 (AMX-TILE, AMX-INT8, AMX-BF16).
+struct amx : avx512bf16 {
+  static constexpr const char* name() noexcept { return "amx"; }
+};
 
 using neon64 = xsimd::neon64;
 /// Armv8.2's sdot: four signed bytes times four for each 32-bit lane (FEAT_DotProd).
@@ -50,7 +64,7 @@ struct i8mm : dotprod {
 };
 }  // namespace isa
 
-/// The most capable instruction set that this translation unit is compiled for.
+/// The most capable instruction set that this translation unit is compiled for. (But matrix registers are for units alone.)
 #if defined(XSIMD_DEFAULT_ARCH)
 using native = xsimd::default_arch;
 #elif defined(XSIMD_NO_SUPPORTED_ARCHITECTURE)
@@ -61,6 +75,8 @@ using native = isa::i8mm;
 using native = isa::dotprod;
 #elif XSIMD_WITH_AVXVNNI && XSIMD_WITH_FMA3_AVX2 && !XSIMD_WITH_AVX512F
 using native = isa::avxvnni;
+#elif XSIMD_WITH_AVX512VNNI_AVX512BW && defined(__AVX512BF16__)
+using native = isa::avx512bf16;
 #else
 using native = xsimd::default_arch;
 #endif
@@ -78,6 +94,27 @@ template <>
 inline bool available<isa::avxvnni>() noexcept {
   return available<isa::avx2>() && available<xsimd::avxvnni>();
 }
+#if defined(__x86_64__)
+namespace detail {
+struct cpuid_registers {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+inline cpuid_registers cpuid_of(unsigned leaf, unsigned sub_leaf) noexcept {
+  cpuid_registers r;
+  __get_cpuid_count(leaf, sub_leaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+}  // namespace detail
+template <>
+inline bool available<isa::avx512bf16>() noexcept {
+  return available<isa::avx512vnni>() && (detail::cpuid_of(7, 1).eax & 1u << 5) != 0;
+}
+template <>
+inline bool available<isa::amx>() noexcept {
+  constexpr unsigned bf16_tile_int8 = 1u << 22 | 1u << 24 | 1u << 25;
+  return available<isa::avx512bf16>() && (detail::cpuid_of(7, 0).edx & bf16_tile_int8) == bf16_tile_int8;
+}
+#endif
 // Bits of the Linux kernel's documented interface (arch/arm64/elf_hwcaps): HWCAP_ASIMDDP, HWCAP2_I8MM. Other systems fall back to NEON.
 template <>
 inline bool available<isa::dotprod>() noexcept {
@@ -104,6 +141,28 @@ using batch = xsimd::batch<T, Arch>;
 template <class Arch, class Base>
 inline constexpr bool includes = std::is_base_of_v<Base, Arch>;
 
+/// Whether an architecture has matrix registers, on which products of many tokens run.
+template <class Arch>
+inline constexpr bool has_matrix_registers = includes<Arch, isa::amx>;
+
+/// Whether this process may use them: asks the system when it is first called. (Linux gives the 8 KB of state to a process that asks, to all of its
+/// threads, and refuses alternate signal stacks that are too small for it from then on: Documentation/arch/x86/xstate, ARCH_REQ_XCOMP_PERM.)
+template <class Arch>
+  requires has_matrix_registers<Arch>
+inline bool may_use_matrix_registers() noexcept {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool granted = syscall(SYS_arch_prctl, 0x1023L, 18L) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+/// Whether what a product of one token will read is asked for ahead. The processors that have matrix registers stream memory at half its speed
+/// otherwise (docs/kernels.md); others prefetch better by themselves, and are slowed.
+template <class Arch>
+inline constexpr bool prefetches = has_matrix_registers<Arch>;
+
 /// 32-bit lanes of an architecture's register.
 template <class Arch>
 inline constexpr std::size_t lanes = batch<std::int32_t, Arch>::size;
@@ -121,6 +180,18 @@ using arch_256 = std::conditional_t<(lanes<Arch> > 8), isa::avx2, Arch>;
 namespace xsimd::types {
 #if XSIMD_WITH_AVXVNNI && XSIMD_WITH_FMA3_AVX2
 XSIMD_DECLARE_SIMD_REGISTER_ALIAS(lowbit::simd::isa::avxvnni, lowbit::simd::isa::avx2);
+#endif
+#if XSIMD_WITH_AVX512VNNI_AVX512BW && defined(__AVX512BF16__)
+XSIMD_DECLARE_SIMD_REGISTER_ALIAS(lowbit::simd::isa::avx512bf16, lowbit::simd::isa::avx512vnni);
+XSIMD_DECLARE_SIMD_REGISTER_ALIAS(lowbit::simd::isa::amx, lowbit::simd::isa::avx512vnni);
+template <class T>
+struct get_bool_simd_register<T, lowbit::simd::isa::avx512bf16> {
+  using type = simd_avx512_bool_register<T>;
+};
+template <class T>
+struct get_bool_simd_register<T, lowbit::simd::isa::amx> {
+  using type = simd_avx512_bool_register<T>;
+};
 #endif
 #if XSIMD_WITH_NEON64 && defined(__ARM_FEATURE_DOTPROD)
 XSIMD_DECLARE_SIMD_REGISTER_ALIAS(lowbit::simd::isa::dotprod, neon64);

@@ -83,6 +83,17 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
   return acc + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 }
 
+/// Architectures that multiply pairs of bfloat16. The two that follow are theirs alone.
+template <class Arch>
+inline constexpr bool dots_bf16 = false;
+
+/// Per 32-bit lane, acc + the sum of two products of bfloat16.
+template <class Arch>
+batch<float, Arch> dot2_bf16(batch<float, Arch> acc, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b, requires_arch<xsimd::generic>) noexcept = delete;
+/// Two columns of 16-bit numbers, one after the other, as pairs: lane r holds both columns' numbers of row r.
+template <class Arch>
+batch<std::int32_t, Arch> paired(batch<std::int32_t, Arch> columns, requires_arch<xsimd::generic>) noexcept = delete;
+
 // ---- lookup16 -------------------------------------------------------------------------------------------------------------------
 
 /// table[index] for each byte; index holds 0 … 15.
@@ -162,8 +173,7 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v,
   return xsimd::to_int(batch<float, Arch>((xsimd::select(v > least, v, least) + magic) - magic));
 }
 
-/// Four registers of 32-bit lanes as bytes, side by side: each sum with `add` (up to 16,639 either
-/// way) held within 0 … most, and its bits `flip` turned.
+/// Four registers of 32-bit lanes as bytes, side by side: each sum with `add` (up to 16,639 either way) held within 0 … most, and its bits `flip` turned.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE void store_held(std::uint8_t* p, const batch<std::int32_t, Arch> (&v)[4], int add, std::uint8_t most, std::uint8_t flip,
                                      requires_arch<xsimd::generic>) noexcept {
@@ -301,6 +311,7 @@ LOWBIT_ALWAYS_INLINE batch<float, Arch> square_root(batch<float, Arch> a, requir
 }  // namespace lowbit::simd
 
 #include <lowbit/simd/arm_neon.hpp>
+#include <lowbit/simd/x86_amx.hpp>
 #include <lowbit/simd/x86_avx2.hpp>
 #include <lowbit/simd/x86_avx512.hpp>
 #include <lowbit/simd/x86_sse.hpp>

@@ -160,6 +160,9 @@ LOWBIT_ALWAYS_INLINE std::uint64_t gather_bits(std::uint64_t x, requires_arch<xs
 #if XSIMD_WITH_AVX512VNNI_AVX512BW
 template <class Base>
 inline constexpr bool exact_u8s8<xsimd::avx512vnni<Base>> = true;
+template <class Arch>
+  requires includes<Arch, isa::avx512bf16>
+inline constexpr bool exact_u8s8<Arch> = true;
 
 // vpdpbusd does not saturate, and multiplies all of 0 … 255. The tag's parameter differs between versions of xsimd.
 template <class Arch, class Base>
@@ -171,6 +174,24 @@ template <class Arch, class Base>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch> acc, batch<std::int32_t, Arch> a,
                                                         batch<std::int32_t, Arch> b, const xsimd::avx512vnni<Base>&) noexcept {
   return _mm512_dpwssd_epi32(acc, a, b);
+}
+#endif
+
+#if defined(__AVX512BF16__)
+template <class Arch>
+  requires includes<Arch, isa::avx512bf16>
+inline constexpr bool dots_bf16<Arch> = true;
+
+// Two fused multiply-adds, the upper numbers first, subnormal ones as zeros.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> dot2_bf16(batch<float, Arch> acc, batch<std::int32_t, Arch> a, batch<std::int32_t, Arch> b,
+                                                  requires_arch<isa::avx512bf16>) noexcept {
+  return _mm512_dpbf16_ps(acc, std::bit_cast<__m512bh>(static_cast<__m512i>(a)), std::bit_cast<__m512bh>(static_cast<__m512i>(b)));
+}
+template <class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> paired(batch<std::int32_t, Arch> columns, requires_arch<isa::avx512bf16>) noexcept {
+  alignas(64) static constexpr std::uint16_t order[] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), columns);
 }
 #endif
 

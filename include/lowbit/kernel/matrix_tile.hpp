@@ -1,0 +1,270 @@
+// Many tokens in matrix registers: sixteen rows by sixteens of tokens, on integers or bfloat16.
+//
+// A step of the run layout, four weights of sixteen rows, is a row of a matrix register's right side as it is. So up to sixteen steps of a block
+// are unpacked to a kilobyte of levels and multiplied with each sixteen tokens; at the block's end the sums go through memory to what every
+// integer product ends with (block_sums), which makes the results' bits those of all other instruction sets. Sums of bfloat16 stay in their
+// registers for the whole row.
+#pragma once
+
+#include <lowbit/kernel/bf16_tile.hpp>
+#include <lowbit/kernel/integer_tile.hpp>
+
+namespace lowbit::kernel::detail {
+
+/// Rows, or tokens, of a matrix register.
+inline constexpr std::size_t matrix_rows = 16;
+
+/// Tiles that are multiplied at once: as many registers of sums as there are, and activations that stay in a second-level cache.
+template <activation_kind Kind>
+inline constexpr std::size_t tiles_at_once = Kind == activation_kind::bf16 ? 6 : 8;
+
+/// Steps of a right side, for the registers' configuration.
+LOWBIT_ALWAYS_INLINE constexpr std::size_t steps_of_register(const panel_layout& p, activation_kind kind) noexcept {
+  return kind == activation_kind::bf16 || p.sub_steps > matrix_steps ? matrix_steps : p.sub_steps;
+}
+
+/// One panel times the tokens of up to tiles_at_once tiles, on integers: y[t][r] becomes their products.
+///
+/// Levels are unpacked for some pieces of up to sixteen steps at a time, which stay in the first-level cache. Then each tile goes through them
+/// with its results in registers; while the sums of one block are on their way through memory, those of the next are made.
+template <std::uint32_t Key, activation_kind Kind, class Arch>
+class matrix_product {
+ public:
+  matrix_product(const multiply_args& a, const std::uint8_t* panel, std::size_t first_token, std::size_t tiles, float (*y)[panel_rows]) noexcept
+      : p_(*a.layout), x_(a.x), panel_(panel), y_(y), first_token_(first_token), tiles_(tiles), blocks_(p_.blocks(a.cols)) {}
+
+  LOWBIT_ALWAYS_INLINE void run() noexcept {
+    const std::size_t steps = steps_of_register(p_, Kind), pieces_of_block = ceil_div(p_.sub_steps, steps);
+    const auto zero = static_cast<std::uint8_t>(zero_of_levels(p_));
+    alignas(16) std::uint8_t table[sides][16];
+    for (std::size_t i = 0; i < 16; ++i) {
+      const int shift = shape.level == level_kind::table_small ? p_.zero - zero : -zero;
+      table[0][i] = static_cast<std::uint8_t>((split ? p_.split.high[i] : p_.table[i]) + shift);
+      if constexpr (split) table[1][i] = p_.split.low[i];
+    }
+    const bytes<Arch> zeros(zero);
+
+    std::size_t block = 0, filled = 0;
+    const auto end_piece = [&]() LOWBIT_INLINE_LAMBDA {
+      for (; filled < steps; ++filled)
+        for (auto& side : right_[pieces_]) std::memset(side + filled * step_bytes, 0, step_bytes);
+      filled = 0;
+      ++pieces_;
+      ++unpacked_[count_].pieces;
+    };
+    for_each_block(p_, blocks_, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
+      const auto begins = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
+        unpacked_[count_] = {panel_ + header, x_.words + (first_token_ * blocks_ + block * matrix_rows) * p_.sub_steps * words_of_step, block, 0};
+      };
+      const auto enters = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
+        if (filled != steps) return;
+        end_piece();
+        if (pieces_ == most_pieces) multiply(true);
+      };
+      const auto step = [&](std::size_t slab, std::size_t s, std::size_t) LOWBIT_INLINE_LAMBDA {
+        const auto w = load_step<Arch, shape.bits>(lines_in_memory<Arch>(panel_ + codes + slab), s);
+        std::uint8_t* const to = right_[pieces_][0] + filled * step_bytes;
+        ++filled;
+        if constexpr (shape.level == level_kind::unsigned_code) (w - zeros).store_aligned(to);
+        else if constexpr (shape.level == level_kind::signed_byte) w.store_aligned(to);
+        else simd::lookup16<Arch>(w, table[0], Arch{}).store_aligned(to);
+        if constexpr (split) simd::lookup16<Arch>(w, table[1], Arch{}).store_aligned(to + sizeof right_[0][0]);
+      };
+      const auto ends = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
+        end_piece();
+        ++count_;
+        if (pieces_ + pieces_of_block > most_pieces) multiply(false);
+      };
+      walk_block<stepping::slabs, false>(p_, first_step, enters, begins, step, ends);
+      ++block;
+    });
+    if (count_ != 0) multiply(false);
+  }
+
+ private:
+  using registers = simd::matrix_registers<Arch>;
+  using finish = block_sums<Key, Arch>;
+  static constexpr code_shape shape = code_shape::from_key(Key);
+  static constexpr bool split = finish::split, wide = Kind == activation_kind::int16;
+  static constexpr std::size_t words_of_step = step_words(Kind), sides = split ? 2 : 1, parts = split || wide ? 2 : 1;
+  static constexpr std::size_t most_pieces = 16 / sides;
+  using sums_of_tile = std::int32_t[parts][matrix_rows][panel_rows];
+
+  /// A block, or what of it is unpacked.
+  struct unpacked_block {
+    const std::uint8_t* header;
+    const std::int32_t* words;  ///< the first tile's activations
+    std::size_t index, pieces;
+  };
+
+  /// All tiles times what is unpacked, the last block of which may be `open`: more of it follows.
+  void multiply(bool open) noexcept {
+    for (std::size_t g = 0; g < tiles_; ++g) p_.stored_zero ? multiply<true>(g, open) : multiply<false>(g, open);
+    begun_ = open;
+    if (open) {
+      unpacked_[0] = unpacked_[count_];
+      unpacked_[0].words += unpacked_[0].pieces * strides_of(p_.sub_steps, matrix_rows).piece;
+      unpacked_[0].pieces = 0;
+    }
+    count_ = pieces_ = 0;
+  }
+
+  template <bool WithZero>
+  LOWBIT_ALWAYS_INLINE void multiply(std::size_t g, bool open) noexcept {
+    const matrix_strides strides = strides_of(p_.sub_steps, matrix_rows);
+    const std::size_t each = matrix_rows * blocks_ * p_.sub_steps * words_of_step, all = count_ + (open ? 1 : 0);
+    alignas(64) sums_of_tile sums[2];  // by turns
+    float(*const y)[panel_rows] = y_ + g * matrix_rows;
+    floats<Arch> results[matrix_rows];
+    each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { results[t] = floats<Arch>::load_aligned(y[t]); });
+    const std::uint8_t* right = right_[0][0];
+    const auto products = [&](auto r, std::size_t i) LOWBIT_INLINE_LAMBDA {
+      constexpr int low = r + 1;
+      if (i == 0 && begun_) {
+        registers::template load<r>(open_[g][0], sizeof open_[g][0][0]);
+        if constexpr (parts == 2) registers::template load<low>(open_[g][1], sizeof open_[g][0][0]);
+      } else {
+        registers::template clear<r>();
+        if constexpr (parts == 2) registers::template clear<low>();
+      }
+      const std::int32_t* left = unpacked_[i].words + g * each;
+      for (std::size_t n = unpacked_[i].pieces; n != 0; --n, left += strides.piece, right += sizeof right_[0]) {
+        registers::template load<registers::left>(left, strides.token * sizeof(std::int32_t));
+        registers::template load<registers::right>(right, step_bytes);
+        registers::template multiply_s8s8<r>();
+        if constexpr (split) {
+          registers::template load<registers::right>(right + sizeof right_[0][0], step_bytes);
+          registers::template multiply_s8s8<low>();
+        }
+        if constexpr (wide) {
+          registers::template load<registers::left>(left + matrix_rows * p_.sub_steps, strides.token * sizeof(std::int32_t));
+          registers::template multiply_u8s8<low>();
+        }
+      }
+    };
+    const auto store = [&](auto r, std::size_t i) LOWBIT_INLINE_LAMBDA {
+      auto& to = i == count_ ? open_[g] : sums[i % 2];
+      registers::template store<r>(to[0], sizeof to[0][0]);
+      if constexpr (parts == 2) registers::template store<r + 1>(to[1], sizeof to[0][0]);
+    };
+    // Products take some 50 cycles until they can be stored, and what is stored some until it can be loaded: three blocks are on their way.
+    std::size_t turn = 0;
+    for (std::size_t i = 0; i < count_ + 3; ++i, turn = turn == 2 ? 0 : turn + 1) {
+      const auto with = [&](auto now, auto before) LOWBIT_INLINE_LAMBDA {
+        if (i < all) products(now, i);
+        if (i >= 2 && i - 2 < all) store(before, i - 2);
+      };
+      constexpr std::integral_constant<int, 0> first;
+      constexpr std::integral_constant<int, 2> second;
+      constexpr std::integral_constant<int, 4> third;
+      if (turn == 0) with(first, second);
+      else if (turn == 1) with(second, third);
+      else with(third, first);
+      if (i >= 3) end_block<WithZero>(unpacked_[i - 3], g, sums[(i - 3) % 2], results);
+    }
+    each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { results[t].store_aligned(y[t]); });
+  }
+
+  /// Adds a block's sums for tile g to the results.
+  template <bool WithZero>
+  LOWBIT_ALWAYS_INLINE void end_block(const unpacked_block& of, std::size_t g, sums_of_tile& sums, floats<Arch> (&results)[matrix_rows]) noexcept {
+    const std::size_t place = (first_token_ + g * matrix_rows) * blocks_ + of.index * matrix_rows;
+    const float* const x_scales = x_.scales + place;
+    const std::int32_t *const x_sums = x_.sums + place, *const pairs = x_.pairs + place;  // of a stored zero-point, where there is one
+    if (!split && shared_zero<Arch, Kind>(p_, true) != 0)  // beyond signed bytes: no format of the registry
+      for (std::size_t t = 0; t < matrix_rows; ++t) {
+        std::int32_t* const sum = sums[parts - 1][t];
+        (ints<Arch>::load_aligned(sum) + ints<Arch>(x_.starts[place + t])).store_aligned(sum);
+      }
+    ints<Arch> zero;
+    floats<Arch> minimum;
+    if constexpr (WithZero) zero = load_zero_pairs<Arch>(p_, of.header, 0);
+    if constexpr (shape.minimum) minimum = load_numbers<Arch, shape.scale>(of.header + p_.minimum_at, 0);
+    const auto scale = finish::scale(p_, of.header, 0);
+    each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA {
+      auto sum = ints<Arch>::load_aligned(sums[0][t]);
+      ints<Arch> low;
+      if constexpr (wide) sum = (sum << 8) + ints<Arch>::load_aligned(sums[1][t]);
+      if constexpr (split) low = ints<Arch>::load_aligned(sums[1][t]);
+      if constexpr (WithZero) sum = simd::dot2_s16<Arch>(sum, zero, ints<Arch>(pairs[t]), Arch{});
+      results[t] = finish::add_block(results[t], sum, low, scale, x_scales[t]);
+      if constexpr (shape.minimum) results[t] = finish::add_minimum(results[t], minimum, x_scales[t], x_sums[t]);
+    });
+  }
+
+  template <class F>
+  static LOWBIT_ALWAYS_INLINE void each_row(F&& f) noexcept {
+    LOWBIT_UNROLL
+    for (std::size_t t = 0; t < matrix_rows; ++t) f(t);
+  }
+
+  const panel_layout& p_;
+  const activation_buffers& x_;
+  const std::uint8_t* panel_;
+  float (*y_)[panel_rows];
+  std::size_t first_token_, tiles_, blocks_;
+  std::size_t count_ = 0, pieces_ = 0;   ///< whole blocks and pieces that are unpacked
+  bool begun_ = false;                   ///< the first block was before: its sums so far are in open_
+  unpacked_block unpacked_[most_pieces + 1];
+  alignas(64) std::uint8_t right_[most_pieces][sides][matrix_steps * step_bytes];
+  alignas(64) sums_of_tile open_[tiles_at_once<Kind>];
+};
+
+/// Calls f(std::integral_constant) for the first `count` of Most numbers: registers have no other names.
+template <std::size_t Most, class F>
+LOWBIT_ALWAYS_INLINE void for_registers(std::size_t count, F&& f) noexcept {
+  [&]<std::size_t... I>(std::index_sequence<I...>) LOWBIT_INLINE_LAMBDA {
+    ((I < count ? f(std::integral_constant<std::size_t, I>{}) : void()), ...);
+  }(std::make_index_sequence<Most>{});
+}
+
+/// y[t][r] of weights of bfloat16.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE void matrix_tiles_bf16(const multiply_args& a, const std::uint8_t* panel, std::size_t first_token, std::size_t tiles,
+                                            float (*y)[panel_rows]) noexcept {
+  using registers = simd::matrix_registers<Arch>;
+  const std::size_t steps = pair_steps(a.cols);
+  const std::int32_t* const words = a.x.words + first_token * steps;
+  alignas(64) std::uint8_t right[3][matrix_steps * step_bytes];  // one is filled while another is read, and the one before may still be
+  for_registers<registers::sums>(tiles, [](auto g) LOWBIT_INLINE_LAMBDA { registers::template clear<g>(); });
+  const auto unpack = [&](std::size_t from, std::uint8_t* to) LOWBIT_INLINE_LAMBDA {
+    for (std::size_t s = 0; s < matrix_steps; ++s)
+      load_pairs<Arch>(panel, from + s, a.cols).store_aligned(reinterpret_cast<std::int32_t*>(to + s * step_bytes));
+  };
+  if (steps != 0) unpack(0, right[0]);
+  for (std::size_t done = 0, turn = 0; done < steps; done += matrix_steps) {
+    const std::size_t next = turn == 2 ? 0 : turn + 1;
+    if (done + matrix_steps < steps) unpack(done + matrix_steps, right[next]);
+    registers::template load<registers::right>(right[turn], step_bytes);
+    for_registers<registers::sums>(tiles, [&](auto g) LOWBIT_INLINE_LAMBDA {
+      registers::template load<registers::left>(words + (g * steps + done) * matrix_rows, step_bytes);
+      registers::template multiply_bf16<g>();
+    });
+    turn = next;
+  }
+  for_registers<registers::sums>(tiles, [&](auto g) LOWBIT_INLINE_LAMBDA { registers::template store<g>(y[g * matrix_rows], sizeof y[0]); });
+}
+
+/// All panels times the first tiles.
+template <std::uint32_t Key, activation_kind Kind, class Arch>
+__attribute__((noinline)) void multiply_in_matrices(const multiply_args& a, std::size_t tiles) noexcept {
+  constexpr std::size_t most = tiles_at_once<Kind>;
+  for (std::size_t first = 0; first < tiles; first += most)
+    for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
+      alignas(64) float y[most * matrix_rows][panel_rows];
+      const std::uint8_t* const from = a.panels + panel * a.layout->panel_bytes(a.cols);
+      const std::size_t count = tiles - first < most ? tiles - first : most, token = first * matrix_rows;
+      {  // an epilogue may use the registers for its own ends
+        const simd::matrix_registers<Arch> shapes(steps_of_register(*a.layout, Kind));
+        if constexpr (Kind == activation_kind::bf16) {
+          matrix_tiles_bf16<Arch>(a, from, token, count, y);
+        } else {
+          std::memset(y, 0, count * matrix_rows * sizeof y[0]);
+          matrix_product<Key, Kind, Arch>(a, from, token, count, y).run();
+        }
+      }
+      deliver(a, &y[0][0], panel_rows, panel * panel_rows, panel_rows, token, count * matrix_rows);
+    }
+}
+
+}  // namespace lowbit::kernel::detail
