@@ -4,6 +4,7 @@
 
 #include <lowbit/core/aligned_buffer.hpp>
 #include <lowbit/core/executor.hpp>
+#include <lowbit/simd/arch.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -112,7 +113,9 @@ __attribute__((target("avx512f"))) std::uint64_t sum_512(std::span<const std::ui
 double rate(void (*loop)(std::size_t), double operations, double each = accumulators, std::size_t rounds = 2'000'000) {
   return static_cast<double>(rounds) * each * operations / seconds_of([&] { loop(rounds); });
 }
-double matrix_rate(void (*loop)(std::size_t), double depth) { return rate(loop, 2 * 16 * 16 * depth, 4, 200'000); }
+double matrix_rate(void (*loop)(std::size_t), double depth) {
+  return simd::may_use_matrix_registers<simd::isa::amx>() ? rate(loop, 2 * 16 * 16 * depth, 4, 200'000) : 0;
+}
 #endif
 
 std::uint64_t sum_of(std::span<const std::uint64_t> m) {
