@@ -24,6 +24,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 using namespace lowbit;
@@ -138,7 +139,13 @@ std::vector<ggml_backend_buffer_type_t> places() {
   const auto extra = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
       ggml_backend_reg_get_proc_address(ggml_backend_cpu_reg(), "ggml_backend_dev_get_extra_bufts"));
   if (extra != nullptr)
-    for (ggml_backend_buffer_type_t* b = extra(device); b != nullptr && *b != nullptr; ++b) out.push_back(*b);
+    for (ggml_backend_buffer_type_t* b = extra(device); b != nullptr && *b != nullptr; ++b) {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 14
+      // Compiled by these, its set-up of matrix registers is lost (GCC bug 114098), and it ends at an illegal instruction.
+      if (std::string_view(ggml_backend_buft_name(*b)) == "AMX") continue;
+#endif
+      out.push_back(*b);
+    }
   return out;
 }
 

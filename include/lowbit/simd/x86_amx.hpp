@@ -15,27 +15,28 @@ class matrix_registers;
 
 namespace lowbit::simd {
 
-/// The shapes of the eight registers, for the calling thread while this lives. (Registers in use make switching threads dearer.)
+/// The shapes of the eight registers, for the calling thread while this lives; those that somebody else's code had set up come back after it, without
+/// what was in them. (Registers in use make switching threads dearer.)
 template <class Arch>
   requires has_matrix_registers<Arch>
 class matrix_registers {
  public:
   /// Sums have 16 rows of 64 bytes, `left` has 16 rows of `steps` words, and `right` has `steps` rows of 64 bytes.
   explicit matrix_registers(std::size_t steps) noexcept {
-    struct {
-      std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      std::uint16_t row_bytes[16] = {};
-      std::uint8_t rows[16] = {};
-    } shape;
+    shapes own{};
+    own.palette = 1;
     for (std::size_t i = 0; i < 8; ++i) {
-      shape.row_bytes[i] = static_cast<std::uint16_t>(i == left ? 4 * steps : 64);
-      shape.rows[i] = static_cast<std::uint8_t>(i == right ? steps : 16);
+      own.row_bytes[i] = static_cast<std::uint16_t>(i == left ? 4 * steps : 64);
+      own.rows[i] = static_cast<std::uint8_t>(i == right ? steps : 16);
     }
-    asm volatile("ldtilecfg %0" : : "m"(shape));
+    asm volatile("sttilecfg %0\n\tldtilecfg %1" : "=m"(before_) : "m"(own));
   }
   matrix_registers(const matrix_registers&) = delete;
   matrix_registers& operator=(const matrix_registers&) = delete;
-  ~matrix_registers() { asm volatile("tilerelease"); }
+  ~matrix_registers() {
+    if (before_.palette == 0) asm volatile("tilerelease");
+    else asm volatile("ldtilecfg %0" : : "m"(before_));
+  }
 
   static constexpr int sums = 6;              ///< registers 0 … 5
   static constexpr int left = 6, right = 7;
@@ -67,6 +68,14 @@ class matrix_registers {
   LOWBIT_ALWAYS_INLINE static void multiply_bf16() noexcept {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(left), "i"(right));
   }
+
+ private:
+  struct shapes {
+    std::uint8_t palette, start_row, reserved[14];
+    std::uint16_t row_bytes[16];
+    std::uint8_t rows[16];
+  };
+  shapes before_;
 };
 
 }  // namespace lowbit::simd
