@@ -29,10 +29,25 @@ struct scattered {
 /// A zero-point beyond signed bytes, and groups longer than kernels unpack at once.
 struct far_zero { static constexpr format_spec spec{.name = "far_zero", .block = 64, .bytes = 34, .codes = {.planes = {{{4, 0, 0, {{64}, {4}}}}}, .zero = 200}, .scale = {number::f16, 32}}; };
 struct far_zero_8 { static constexpr format_spec spec{.name = "far_zero_8", .block = 64, .bytes = 66, .codes = {.planes = {{{8, 0, 0, {{64}, {8}}}}}, .zero = 200}, .scale = {number::f16, 64}}; };
+/// Sub-blocks whose levels times sub-scales are beyond what matrix registers are fed, in two ways.
+struct far_k { static constexpr format_spec spec = [] { auto s = spec_of<q4_k>; return s.name = "far_k", s.gguf = -1, s.codes.zero = 200, s; }(); };
+struct wide_k { static constexpr format_spec spec = [] { auto s = spec_of<q2_k>; return s.name = "wide_k", s.gguf = -1, s.codes.zero = 9, s; }(); };
+/// Sub-blocks in blocks that do not fill matrix registers, and in blocks longer than kernels unpack at once.
+constexpr format_spec nested(std::string_view name, unsigned block, unsigned sub) noexcept {
+  const unsigned subs = block / sub, at = block / 2;
+  return {.name = name, .block = block, .sub = sub, .bytes = at + 4 + 2 * subs, .codes = {{{{4, 0, 0, {{block}, {4}}}}}},
+          .scale = {number::f16, at}, .minimum = {number::f16, at + 2}, .sub_scale = {{{{6, 0, 8 * (at + 4), {{subs}, {8}}}}}},
+          .sub_minimum = {{{{6, 0, 8 * (at + 4 + subs), {{subs}, {8}}}}}}, .unused_bits = 4 * subs};
+}
+struct k4_96 { static constexpr format_spec spec = nested("k4_96", 96, 32); };
+struct k4_1024 { static constexpr format_spec spec = nested("k4_1024", 1024, 64); };
 struct s4_g96 { static constexpr format_spec spec = uniform({.bits = 4, .group = 96, .symmetric = true}); };
 struct s4_g2560 { static constexpr format_spec spec = uniform({.bits = 4, .group = 2560, .symmetric = true}); };
 struct u8_g2080 { static constexpr format_spec spec = uniform({.bits = 8, .group = 2080}); };
-using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered>>::type;
+using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered, far_k, wide_k, k4_96>>::type;
+
+template <class F> constexpr bool scaled = kernel::layout_for<F>::value.scaled_levels;
+static_assert(scaled<q2_k> && scaled<q3_k> && scaled<q4_k> && scaled<q5_k> && scaled<q6_k> && scaled<iq4_xs> && !scaled<far_k> && !scaled<wide_k>);
 
 using backwards = backwards_executor<5>;
 }  // namespace
@@ -104,7 +119,7 @@ TEST_CASE("integer products have the defined bits on every instruction set, for 
 TEST_CASE("a product of many tokens has the bits of each token's own, on every instruction set") {
   serial_executor serial;
   workspace space;
-  using long_formats = detail::concat<formats, format_list<far_zero, far_zero_8, s4_g96, s4_g2560, u8_g2080>>::type;
+  using long_formats = detail::concat<formats, format_list<far_zero, far_zero_8, s4_g96, s4_g2560, u8_g2080, k4_1024>>::type;
   for (const format_spec* s : long_formats::specs) {
     const auto shape = kernel::layout_of(*s).shape;
     if (!shape.has_int8()) continue;

@@ -29,25 +29,34 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t pair_steps(std::size_t cols) noexcept
 struct matrix_strides {
   std::size_t token, piece;
 };
-LOWBIT_ALWAYS_INLINE constexpr matrix_strides strides_of(std::size_t sub_steps, std::size_t tokens) noexcept {
-  if (sub_steps % matrix_steps == 0) return {matrix_steps, matrix_steps * tokens};
-  return {sub_steps, matrix_steps};
+LOWBIT_ALWAYS_INLINE constexpr matrix_strides strides_of(std::size_t block_steps, std::size_t tokens) noexcept {
+  if (block_steps % matrix_steps == 0) return {matrix_steps, matrix_steps * tokens};
+  return {block_steps, matrix_steps};
 }
 
-/// Whether there is a product in matrix registers. (Sub-blocks with scales of their own, and those that do not end on slabs, have none: their
-/// sums have to leave the registers so often that they are as fast without.)
+/// A zero-point that all rows share, as far as matrix registers are fed levels with it taken away: signed bytes then.
+LOWBIT_ALWAYS_INLINE constexpr int zero_of_levels(const panel_layout& p) noexcept {
+  return p.stored_zero || p.shape.has_signed_levels() || p.zero < 0 ? 0 : p.zero < 127 ? p.zero : 127;
+}
+
+/// Whether there is a product in matrix registers. Sums leave them where a scale changes, and blocks have to end on slabs.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE constexpr bool has_matrix_products(code_shape shape, activation_kind kind) noexcept {
   if (!simd::has_matrix_registers<Arch> || kind == activation_kind::floats) return false;
-  return kind == activation_kind::bf16 || (shape.step == stepping::slabs && shape.sub == sub_kind::none);
+  if (kind == activation_kind::bf16) return true;
+  if (shape.sub == sub_kind::none) return shape.step == stepping::slabs;
+  return kind == activation_kind::int8 && shape.step != stepping::steps && (shape.level == level_kind::unsigned_code || shape.has_table());
 }
 /// Whether whole tiles of tokens go there: where each sum is of at least 64 products, and where the system lets the process.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_kind kind) noexcept {
-  if constexpr (simd::has_matrix_registers<Arch>)
-    return has_matrix_products<Arch>(p.shape, kind) && (p.sub_steps >= matrix_steps || kind != activation_kind::int8) && simd::may_use_matrix_registers<Arch>();
-  else
+  if constexpr (simd::has_matrix_registers<Arch>) {
+    if (!has_matrix_products<Arch>(p.shape, kind) || !simd::may_use_matrix_registers<Arch>()) return false;
+    if (p.shape.sub == sub_kind::none) return p.sub_steps >= matrix_steps || kind != activation_kind::int8;
+    return p.block_steps() % matrix_steps == 0 && p.scaled_levels;
+  } else {
     return false;
+  }
 }
 
 /// Tokens that a kernel holds in vector registers at once.
@@ -118,8 +127,8 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
 /// Whether activations prepared for one layout serve the other, with the same kernels.
 LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b, activation_kind kind) noexcept {
   if (a.shape.level == level_kind::plain || b.shape.level == level_kind::plain) return a.shape.level == b.shape.level;
-  return a.block == b.block && a.sub_block == b.sub_block && (a.shape.sub == sub_kind::none) == (b.shape.sub == sub_kind::none) && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero &&
-         a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels() &&
+  return a.block == b.block && a.sub_block == b.sub_block && (a.shape.sub == sub_kind::none) == (b.shape.sub == sub_kind::none) &&
+         a.scaled_levels == b.scaled_levels && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero && a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels() &&
          (kind != activation_kind::int16 || a.largest_int16() == b.largest_int16());
 }
 
@@ -128,11 +137,6 @@ template <activation_kind Kind>
 LOWBIT_ALWAYS_INLINE constexpr std::size_t tile_width(std::size_t tile, std::size_t tokens, std::size_t full) noexcept {
   const std::size_t rest = tokens - tile * full;
   return rest == 1 || (rest == 2 && Kind == activation_kind::int8) ? rest : rest <= 4 && full > 4 ? 4 : full;
-}
-
-/// A zero-point that all rows share, as far as matrix registers are fed levels with it taken away: signed bytes then.
-LOWBIT_ALWAYS_INLINE constexpr int zero_of_levels(const panel_layout& p) noexcept {
-  return p.stored_zero || p.shape.has_signed_levels() || p.zero < 0 ? 0 : p.zero < 127 ? p.zero : 127;
 }
 
 /// What bytes hold more than the levels they stand for, on every row: the format's own zero, and 128 where signed levels are
@@ -165,8 +169,8 @@ void quantise_block(const panel_layout& p, const activation_buffers& out, const 
                     std::size_t width, std::size_t t) noexcept {
   constexpr std::size_t n = simd::lanes<Arch>, words = step_words(Kind);
   const bool matrices = in_matrix_registers<Arch>(p, Kind) && width == tile_tokens<Arch>(p, Kind);
-  const matrix_strides strides = strides_of(p.sub_steps, width);
-  const std::size_t low_bytes = width * p.sub_steps;  // matrix registers: where the high bytes' follow
+  const matrix_strides strides = strides_of(p.block_steps(), width);
+  const std::size_t low_bytes = width * p.block_steps();  // matrix registers: where the high bytes' follow
   using floats = simd::batch<float, Arch>;
   // n values from column k; past `stop` they are zero.
   const auto load = [&](std::size_t k, std::size_t stop) LOWBIT_INLINE_LAMBDA {
@@ -185,16 +189,17 @@ void quantise_block(const panel_layout& p, const activation_buffers& out, const 
   const floats inverse(largest > smallest_activation ? levels / largest : 0.0f);
   out.scales[b * width + t] = largest / levels;
   const auto zero = static_cast<std::uint32_t>(shared_zero<Arch, Kind>(p, matrices));
+  std::int32_t* const first = out.words + b * p.block_steps() * width * words + t * (matrices ? strides.token : words);
   for (std::size_t j = 0; j < p.sub_blocks; ++j) {
     const std::size_t from = begin + j * p.sub_block;
     const std::size_t stop = from + p.sub_block < end ? from + p.sub_block : end;
     ints sums(0);
     std::size_t k = from;
-    std::int32_t* const first = out.words + (b * p.block_steps() + j * p.sub_steps) * width * words + t * (matrices ? strides.token : words);
     for (std::size_t step = 0; step < p.sub_steps; step += n / step_weights, k += n) {
       const auto q = xsimd::nearbyint_as_int(floats(load(k, stop) * inverse));
       sums += q;
-      std::int32_t* const word = first + (matrices ? step / matrix_steps * strides.piece + step % matrix_steps : step * width * words);
+      const std::size_t at = j * p.sub_steps + step;
+      std::int32_t* const word = first + (matrices ? at / matrix_steps * strides.piece + at % matrix_steps : at * width * words);
       const std::size_t steps = p.sub_steps - step < n / step_weights ? p.sub_steps - step : n / step_weights;
       // Bytes `narrow` of the steps.
       const auto store_bytes = [&](std::int32_t* to, const ints& narrow) LOWBIT_INLINE_LAMBDA {

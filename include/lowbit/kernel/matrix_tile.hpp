@@ -2,8 +2,8 @@
 //
 // A step of the run layout, four weights of sixteen rows, is a row of a matrix register's right side as it is. So up to sixteen steps of a block
 // are unpacked to a kilobyte of levels and multiplied with each sixteen tokens; at the block's end the sums go through memory to what every
-// integer product ends with (block_sums), which makes the results' bits those of all other instruction sets. Sums of bfloat16 stay in their
-// registers for the whole row.
+// integer product ends with (block_sums), which makes the results' bits those of all other instruction sets. Levels of sub-blocks are multiplied
+// by their sub-scales first, so that sums are still a block's. Sums of bfloat16 stay in their registers for the whole row.
 #pragma once
 
 #include <lowbit/kernel/bf16_tile.hpp>
@@ -14,16 +14,26 @@ namespace lowbit::kernel::detail {
 /// Rows, or tokens, of a matrix register.
 inline constexpr std::size_t matrix_rows = 16;
 
-/// Tiles that are multiplied at once: as many registers of sums as there are, and activations that stay in a second-level cache.
+/// Tiles that are multiplied at once, at most: of bfloat16 as many as there are registers for their sums, of integers as many as make unpacking
+/// cheap beside them.
 template <activation_kind Kind>
-inline constexpr std::size_t tiles_at_once = Kind == activation_kind::bf16 ? 6 : 8;
+inline constexpr std::size_t most_tiles = Kind == activation_kind::bf16 ? 6 : 16;
+
+/// And how many: activations of integers stay in a second-level cache of the processors that have matrix registers.
+template <activation_kind Kind>
+LOWBIT_ALWAYS_INLINE constexpr std::size_t tiles_at_once(const panel_layout& p, std::size_t cols) noexcept {
+  if (Kind == activation_kind::bf16) return most_tiles<Kind>;
+  constexpr std::size_t cache = std::size_t{2} << 20;
+  const std::size_t fit = cache / (matrix_rows * p.padded_cols(cols) * step_words(Kind));
+  return fit == 0 ? 1 : fit < most_tiles<Kind> ? fit : most_tiles<Kind>;
+}
 
 /// Steps of a right side, for the registers' configuration.
 LOWBIT_ALWAYS_INLINE constexpr std::size_t steps_of_register(const panel_layout& p, activation_kind kind) noexcept {
-  return kind == activation_kind::bf16 || p.sub_steps > matrix_steps ? matrix_steps : p.sub_steps;
+  return kind == activation_kind::bf16 || p.block_steps() > matrix_steps ? matrix_steps : p.block_steps();
 }
 
-/// One panel times the tokens of up to tiles_at_once tiles, on integers: y[t][r] becomes their products.
+/// One panel times the tokens of up to most_tiles tiles, on integers: y[t][r] becomes their products.
 ///
 /// Levels are unpacked for some pieces of up to sixteen steps at a time, which stay in the first-level cache. Then each tile goes through them
 /// with its results in registers; while the sums of one block are on their way through memory, those of the next are made.
@@ -34,8 +44,8 @@ class matrix_product {
       : p_(*a.layout), x_(a.x), panel_(panel), y_(y), first_token_(first_token), tiles_(tiles), blocks_(p_.blocks(a.cols)) {}
 
   LOWBIT_ALWAYS_INLINE void run() noexcept {
-    const std::size_t steps = steps_of_register(p_, Kind), pieces_of_block = ceil_div(p_.sub_steps, steps);
-    const auto zero = static_cast<std::uint8_t>(zero_of_levels(p_));
+    const std::size_t steps = steps_of_register(p_, Kind), pieces_of_block = ceil_div(p_.block_steps(), steps);
+    const auto zero = static_cast<std::uint8_t>(two_level ? p_.zero : zero_of_levels(p_));
     alignas(16) std::uint8_t table[sides][16];
     for (std::size_t i = 0; i < 16; ++i) {
       const int shift = shape.level == level_kind::table_small ? p_.zero - zero : -zero;
@@ -53,8 +63,13 @@ class matrix_product {
       ++unpacked_[count_].pieces;
     };
     for_each_block(p_, blocks_, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
-      const auto begins = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
-        unpacked_[count_] = {panel_ + header, x_.words + (first_token_ * blocks_ + block * matrix_rows) * p_.sub_steps * words_of_step, block, 0};
+      unpacked_[count_] = {panel_ + header, x_.words + (first_token_ * blocks_ + block * matrix_rows) * p_.block_steps() * words_of_step, block, 0};
+      int16s sub_scale;
+      const auto begins = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
+        if constexpr (two_level) {
+          const auto scale = load_sub_scale<Arch, shape.sub>(p_, panel_ + header, j, 0);
+          sub_scale = xsimd::bitwise_cast<std::int16_t>(ints<Arch>((scale & ints<Arch>(0xffff)) | (scale << 16)));
+        }
       };
       const auto enters = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
         if (filled != steps) return;
@@ -63,19 +78,23 @@ class matrix_product {
       };
       const auto step = [&](std::size_t slab, std::size_t s, std::size_t) LOWBIT_INLINE_LAMBDA {
         const auto w = load_step<Arch, shape.bits>(lines_in_memory<Arch>(panel_ + codes + slab), s);
-        std::uint8_t* const to = right_[pieces_][0] + filled * step_bytes;
+        std::uint8_t *const to = right_[pieces_][0] + filled * step_bytes, *const to_low = to + (sides == 2 ? sizeof right_[0][0] : 0);
         ++filled;
-        if constexpr (shape.level == level_kind::unsigned_code) (w - zeros).store_aligned(to);
-        else if constexpr (shape.level == level_kind::signed_byte) w.store_aligned(to);
-        else simd::lookup16<Arch>(w, table[0], Arch{}).store_aligned(to);
-        if constexpr (split) simd::lookup16<Arch>(w, table[1], Arch{}).store_aligned(to + sizeof right_[0][0]);
+        bytes<Arch> level = w;
+        if constexpr (shape.level == level_kind::unsigned_code) level -= zeros;
+        else if constexpr (shape.level != level_kind::signed_byte) level = simd::lookup16<Arch>(w, table[0], Arch{});
+        if constexpr (two_level) {
+          const auto both = xsimd::bitwise_cast<std::int16_t>(level);
+          const int16s even = ((both << 8) >> 8) * sub_scale, odd = (both >> 8) * sub_scale, low(wide_levels ? 127 : 255);
+          store_bytes(to_low, even & low, odd & low);
+          if constexpr (wide_levels) store_bytes(to, (even >> 7) & int16s(255), odd >> 7);
+        } else level.store_aligned(to);
+        if constexpr (split) simd::lookup16<Arch>(w, table[1], Arch{}).store_aligned(to_low);
       };
-      const auto ends = [&](std::size_t) LOWBIT_INLINE_LAMBDA {
-        end_piece();
-        ++count_;
-        if (pieces_ + pieces_of_block > most_pieces) multiply(false);
-      };
-      walk_block<stepping::slabs, false>(p_, first_step, enters, begins, step, ends);
+      walk_block<shape.step, two_level>(p_, first_step, enters, begins, step, [](std::size_t) LOWBIT_INLINE_LAMBDA {});
+      end_piece();
+      ++count_;
+      if (pieces_ + pieces_of_block > most_pieces) multiply(false);
       ++block;
     });
     if (count_ != 0) multiply(false);
@@ -85,10 +104,18 @@ class matrix_product {
   using registers = simd::matrix_registers<Arch>;
   using finish = block_sums<Key, Arch>;
   static constexpr code_shape shape = code_shape::from_key(Key);
-  static constexpr bool split = finish::split, wide = Kind == activation_kind::int16;
-  static constexpr std::size_t words_of_step = step_words(Kind), sides = split ? 2 : 1, parts = split || wide ? 2 : 1;
+  using int16s = simd::batch<std::int16_t, Arch>;
+  static constexpr bool split = finish::split, wide = Kind == activation_kind::int16, two_level = finish::two_level;
+  // Levels times sub-scales: signed bytes, or 128 times one and seven bits more.
+  static constexpr bool wide_levels = two_level && !shape.has_byte_products();
+  static constexpr std::size_t words_of_step = step_words(Kind), sides = split || wide_levels ? 2 : 1, parts = sides == 2 || wide ? 2 : 1;
   static constexpr std::size_t most_pieces = 16 / sides;
   using sums_of_tile = std::int32_t[parts][matrix_rows][panel_rows];
+
+  /// The low bytes of `even` and `odd` in turns.
+  static LOWBIT_ALWAYS_INLINE void store_bytes(std::uint8_t* to, const int16s& even, const int16s& odd) noexcept {
+    xsimd::bitwise_cast<std::uint8_t>(int16s(even | (odd << 8))).store_aligned(to);
+  }
 
   /// A block, or what of it is unpacked.
   struct unpacked_block {
@@ -103,7 +130,7 @@ class matrix_product {
     begun_ = open;
     if (open) {
       unpacked_[0] = unpacked_[count_];
-      unpacked_[0].words += unpacked_[0].pieces * strides_of(p_.sub_steps, matrix_rows).piece;
+      unpacked_[0].words += unpacked_[0].pieces * strides_of(p_.block_steps(), matrix_rows).piece;
       unpacked_[0].pieces = 0;
     }
     count_ = pieces_ = 0;
@@ -111,8 +138,8 @@ class matrix_product {
 
   template <bool WithZero>
   LOWBIT_ALWAYS_INLINE void multiply(std::size_t g, bool open) noexcept {
-    const matrix_strides strides = strides_of(p_.sub_steps, matrix_rows);
-    const std::size_t each = matrix_rows * blocks_ * p_.sub_steps * words_of_step, all = count_ + (open ? 1 : 0);
+    const matrix_strides strides = strides_of(p_.block_steps(), matrix_rows);
+    const std::size_t each = matrix_rows * blocks_ * p_.block_steps() * words_of_step, all = count_ + (open ? 1 : 0);
     alignas(64) sums_of_tile sums[2];  // by turns
     float(*const y)[panel_rows] = y_ + g * matrix_rows;
     floats<Arch> results[matrix_rows];
@@ -132,12 +159,12 @@ class matrix_product {
         registers::template load<registers::left>(left, strides.token * sizeof(std::int32_t));
         registers::template load<registers::right>(right, step_bytes);
         registers::template multiply_s8s8<r>();
-        if constexpr (split) {
+        if constexpr (sides == 2) {
           registers::template load<registers::right>(right + sizeof right_[0][0], step_bytes);
           registers::template multiply_s8s8<low>();
         }
         if constexpr (wide) {
-          registers::template load<registers::left>(left + matrix_rows * p_.sub_steps, strides.token * sizeof(std::int32_t));
+          registers::template load<registers::left>(left + matrix_rows * p_.block_steps(), strides.token * sizeof(std::int32_t));
           registers::template multiply_u8s8<low>();
         }
       }
@@ -170,25 +197,34 @@ class matrix_product {
   LOWBIT_ALWAYS_INLINE void end_block(const unpacked_block& of, std::size_t g, sums_of_tile& sums, floats<Arch> (&results)[matrix_rows]) noexcept {
     const std::size_t place = (first_token_ + g * matrix_rows) * blocks_ + of.index * matrix_rows;
     const float* const x_scales = x_.scales + place;
-    const std::int32_t *const x_sums = x_.sums + place, *const pairs = x_.pairs + place;  // of a stored zero-point, where there is one
-    if (!split && shared_zero<Arch, Kind>(p_, true) != 0)  // beyond signed bytes: no format of the registry
+    const std::int32_t *const x_sums = x_.sums + place, *pairs = x_.pairs + place * p_.sum_pairs();
+    if (!split && !two_level && shared_zero<Arch, Kind>(p_, true) != 0)  // beyond signed bytes: no format of the registry
       for (std::size_t t = 0; t < matrix_rows; ++t) {
         std::int32_t* const sum = sums[parts - 1][t];
         (ints<Arch>::load_aligned(sum) + ints<Arch>(x_.starts[place + t])).store_aligned(sum);
       }
-    ints<Arch> zero;
+    ints<Arch> zero, minima[matrix_rows];
     floats<Arch> minimum;
     if constexpr (WithZero) zero = load_zero_pairs<Arch>(p_, of.header, 0);
     if constexpr (shape.minimum) minimum = load_numbers<Arch, shape.scale>(of.header + p_.minimum_at, 0);
+    if constexpr (shape.minimum && two_level) {
+      each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { minima[t] = ints<Arch>(0); });
+      for (std::size_t j = 0; j < p_.sum_pairs(); ++j, pairs += matrix_rows) {
+        const auto two = load_sub_minima<Arch, shape.sub>(p_, of.header, j, 0);
+        each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { minima[t] = simd::dot2_s16<Arch>(minima[t], two, ints<Arch>(pairs[t]), Arch{}); });
+      }
+    }
     const auto scale = finish::scale(p_, of.header, 0);
     each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA {
       auto sum = ints<Arch>::load_aligned(sums[0][t]);
       ints<Arch> low;
-      if constexpr (wide) sum = (sum << 8) + ints<Arch>::load_aligned(sums[1][t]);
-      if constexpr (split) low = ints<Arch>::load_aligned(sums[1][t]);
+      if constexpr (parts == 2) low = ints<Arch>::load_aligned(sums[1][t]);
+      if constexpr (wide) sum = (sum << 8) + low;
+      if constexpr (wide_levels) sum = (sum << 7) + low;
       if constexpr (WithZero) sum = simd::dot2_s16<Arch>(sum, zero, ints<Arch>(pairs[t]), Arch{});
       results[t] = finish::add_block(results[t], sum, low, scale, x_scales[t]);
-      if constexpr (shape.minimum) results[t] = finish::add_minimum(results[t], minimum, x_scales[t], x_sums[t]);
+      if constexpr (shape.minimum && two_level) results[t] = finish::take_minima(results[t], minimum, x_scales[t], minima[t]);
+      else if constexpr (shape.minimum) results[t] = finish::add_minimum(results[t], minimum, x_scales[t], x_sums[t]);
     });
   }
 
@@ -207,7 +243,7 @@ class matrix_product {
   bool begun_ = false;                   ///< the first block was before: its sums so far are in open_
   unpacked_block unpacked_[most_pieces + 1];
   alignas(64) std::uint8_t right_[most_pieces][sides][matrix_steps * step_bytes];
-  alignas(64) sums_of_tile open_[tiles_at_once<Kind>];
+  alignas(64) sums_of_tile open_[most_tiles<Kind>];
 };
 
 /// Calls f(std::integral_constant) for the first `count` of Most numbers: registers have no other names.
@@ -248,12 +284,12 @@ LOWBIT_ALWAYS_INLINE void matrix_tiles_bf16(const multiply_args& a, const std::u
 /// All panels times the first tiles.
 template <std::uint32_t Key, activation_kind Kind, class Arch>
 __attribute__((noinline)) void multiply_in_matrices(const multiply_args& a, std::size_t tiles) noexcept {
-  constexpr std::size_t most = tiles_at_once<Kind>;
-  for (std::size_t first = 0; first < tiles; first += most)
+  const std::size_t at_once = tiles_at_once<Kind>(*a.layout, a.cols);
+  for (std::size_t first = 0; first < tiles; first += at_once)
     for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
-      alignas(64) float y[most * matrix_rows][panel_rows];
+      alignas(64) float y[most_tiles<Kind> * matrix_rows][panel_rows];
       const std::uint8_t* const from = a.panels + panel * a.layout->panel_bytes(a.cols);
-      const std::size_t count = tiles - first < most ? tiles - first : most, token = first * matrix_rows;
+      const std::size_t count = tiles - first < at_once ? tiles - first : at_once, token = first * matrix_rows;
       {  // an epilogue may use the registers for its own ends
         const simd::matrix_registers<Arch> shapes(steps_of_register(*a.layout, Kind));
         if constexpr (Kind == activation_kind::bf16) {

@@ -61,6 +61,8 @@ struct code_shape {
   [[nodiscard]] constexpr bool has_signed_levels() const noexcept { return level == level_kind::signed_byte || level == level_kind::table_int8; }
   /// Bits of the largest level where levels are unsigned.
   [[nodiscard]] constexpr unsigned level_bits() const noexcept { return level == level_kind::table_small ? 5 : level == level_kind::table_float ? 7 : bits; }
+  /// Whether sub-scales times levels, where they are what panel_layout::scaled_levels says, are signed bytes: of at most 15 times 3 bits.
+  [[nodiscard]] constexpr bool has_byte_products() const noexcept { return sub == sub_kind::nibbles && level == level_kind::unsigned_code && bits <= 3; }
   /// In exact products a code is made a float where it lies in its 32 bits, as 2^n times its level, and the activation at place i of a step
   /// is 2^-n times its own: unsigned codes stay in their byte, signed ones are moved to the top, values of a float table are none.
   [[nodiscard]] constexpr float activation_factor(std::size_t i) const noexcept {
@@ -96,6 +98,7 @@ struct panel_layout {
   std::size_t sub_steps = 1;      ///< steps of a sub-block, padding included
   int zero = 0;                   ///< of a stored code, where zero_at is absent
   bool stored_zero = false;       ///< each row has a zero-point of its own
+  bool scaled_levels = false;     ///< levels are signed bytes, and sub-scales times them 15 bits, or 8 with has_byte_products
   int zero_bias = 0;              ///< less than a row's own zero-point: 128 where unsigned codes are stored as signed bytes
   std::size_t minimum_at = 0, zero_at = 0, sub_scale_at = 0, sub_minimum_at = 0;  ///< in a header; the scale is at 0
   std::size_t header_bytes = 0;
@@ -212,8 +215,14 @@ constexpr panel_layout layout_of(const format_spec& s) noexcept {
                      s.sub_minimum.lowest() == 0 && s.sub_minimum.highest() < 16;
   p.shape.sub = split || !s.sub_scale.present() ? sub_kind::none : small ? sub_kind::nibbles
                 : s.sub_minimum.present() ? sub_kind::scales_minima : sub_kind::scales;
+  if (p.shape.sub != sub_kind::none && !p.stored_zero && (p.shape.level == level_kind::unsigned_code || p.shape.has_table())) {
+    const auto magnitude = [](int a, int b) { return -a > b ? -a : b; };
+    int level = magnitude(-p.zero, (1 << p.shape.bits) - 1 - p.zero);
+    if (p.shape.has_table()) level = magnitude(static_cast<int>(s.values.values[s.values.order[0]]), static_cast<int>(s.values.values[s.values.order[s.values.size - 1]]));
+    p.scaled_levels = level < 128 && level * magnitude(s.sub_scale.lowest(), s.sub_scale.highest()) < (p.shape.has_byte_products() ? 128 : 1 << 14);
+  }
   p.shape.step = p.sub_steps % slab_steps == 0 ? stepping::slabs
-                 : p.sub_steps == slab_steps / 2 && p.sub_blocks % 2 == 0 ? stepping::half_slabs : stepping::steps;
+                 : p.sub_steps == slab_steps / 2 && (split || p.sub_blocks % 2 == 0) ? stepping::half_slabs : stepping::steps;
 
   std::size_t at = panel_rows * size_of(p.shape.scale);
   const auto place = [&](bool present, std::size_t bytes) {

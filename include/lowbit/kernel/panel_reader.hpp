@@ -118,6 +118,19 @@ LOWBIT_ALWAYS_INLINE void walk_block(const panel_layout& p, std::size_t first_st
       }
       ends(j);
     }
+  } else if constexpr (Step == stepping::half_slabs && !TwoLevel) {
+    const std::size_t at = first_step / slab_steps * slab_bytes;
+    constexpr std::size_t half = slab_steps / 2;
+    enters(at);
+    begins(0);
+    if (first_step % slab_steps == 0) {
+      LOWBIT_UNROLL
+      for (std::size_t s = 0; s < half; ++s) step(at, s, s);
+    } else {
+      LOWBIT_UNROLL
+      for (std::size_t s = half; s < slab_steps; ++s) step(at, s, s - half);
+    }
+    ends(0);
   } else if constexpr (Step == stepping::half_slabs) {
     std::size_t at = first_step / slab_steps * slab_bytes, k = 0;
     for (std::size_t j = 0; j < sub_blocks; j += 2, at += slab_bytes, k += slab_steps) {
