@@ -46,6 +46,9 @@ struct s4_g2560 { static constexpr format_spec spec = uniform({.bits = 4, .group
 struct u8_g2080 { static constexpr format_spec spec = uniform({.bits = 8, .group = 2080}); };
 using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered, far_k, wide_k, k4_96>>::type;
 
+/// 16 weights of three bits whose sums do not fit in 16 bits.
+struct far_3 { static constexpr format_spec spec = [] { auto s = spec_of<q3_k>; return s.name = "far_3", s.gguf = -1, s.codes.zero = 40, s; }(); };
+static_assert(kernel::layout_for<q3_k>::value.shape.step == kernel::stepping::half_slabs && kernel::layout_for<far_3>::value.shape.step == kernel::stepping::steps);
 template <class F> constexpr bool scaled = kernel::layout_for<F>::value.scaled_levels;
 static_assert(scaled<q2_k> && scaled<q3_k> && scaled<q4_k> && scaled<q5_k> && scaled<q6_k> && scaled<iq4_xs> && !scaled<far_k> && !scaled<wide_k>);
 
@@ -300,6 +303,13 @@ TEST_CASE("empty products are no work and touch nothing") {
   CHECK(y == std::vector<float>(16, 5.0f));
   multiply({x.data(), 1, 0}, no_cols, {y.data(), 1, 16}, space);  // a sum of nothing
   CHECK(y == std::vector<float>(16, 0.0f));
+  for (const format_spec* const s : {&spec_of<q4_k>, &spec_of<nf4>, &spec_of<asymmetric<8, 128>>, &spec_of<bfloat16>})
+    for (const auto& u : kernel::linked_units()) {
+      if (!u.available) continue;
+      std::vector<float> many(35 * 16, 5.0f);
+      multiply({x.data(), 35, 0}, panel_matrix::from(packed_matrix(*s, 16, 0).view(), serial, *u.kernels), {many.data(), 35, 16}, space);
+      CHECK(many == std::vector<float>(35 * 16, 0.0f));
+    }
 }
 
 TEST_CASE("a zero or huge activation row stays finite where the mathematics is") {

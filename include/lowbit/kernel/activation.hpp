@@ -47,7 +47,8 @@ LOWBIT_ALWAYS_INLINE constexpr bool has_matrix_products(code_shape shape, activa
   if (shape.sub == sub_kind::none) return shape.step == stepping::slabs;
   return kind == activation_kind::int8 && shape.step != stepping::steps && (shape.level == level_kind::unsigned_code || shape.has_table());
 }
-/// Whether whole tiles of tokens go there: where each sum is of at least 64 products, and where the system lets the process.
+/// Whether whole tiles of tokens go there: where each sum is of at least 64 products (of whole registers, with sub-scales in the levels), and where
+/// the system lets the process.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_kind kind) noexcept {
   if constexpr (simd::has_matrix_registers<Arch>) {

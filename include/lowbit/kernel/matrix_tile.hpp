@@ -19,13 +19,13 @@ inline constexpr std::size_t matrix_rows = 16;
 template <activation_kind Kind>
 inline constexpr std::size_t most_tiles = Kind == activation_kind::bf16 ? 6 : 16;
 
-/// And how many: activations of integers stay in a second-level cache of the processors that have matrix registers.
+/// And how many: activations of integers that just fit in a second-level cache of the processors that have matrix registers.
 template <activation_kind Kind>
 LOWBIT_ALWAYS_INLINE constexpr std::size_t tiles_at_once(const panel_layout& p, std::size_t cols) noexcept {
   if (Kind == activation_kind::bf16) return most_tiles<Kind>;
   constexpr std::size_t cache = std::size_t{2} << 20;
-  const std::size_t fit = cache / (matrix_rows * p.padded_cols(cols) * step_words(Kind));
-  return fit == 0 ? 1 : fit < most_tiles<Kind> ? fit : most_tiles<Kind>;
+  const std::size_t tile = matrix_rows * p.padded_cols(cols) * step_words(Kind);  // bytes
+  return tile > cache ? 1 : most_tiles<Kind> * tile > cache ? cache / tile : most_tiles<Kind>;
 }
 
 /// Steps of a right side, for the registers' configuration.

@@ -61,7 +61,8 @@ struct code_shape {
   [[nodiscard]] constexpr bool has_signed_levels() const noexcept { return level == level_kind::signed_byte || level == level_kind::table_int8; }
   /// Bits of the largest level where levels are unsigned.
   [[nodiscard]] constexpr unsigned level_bits() const noexcept { return level == level_kind::table_small ? 5 : level == level_kind::table_float ? 7 : bits; }
-  /// Whether sub-scales times levels, where they are what panel_layout::scaled_levels says, are signed bytes: of at most 15 times 3 bits.
+  /// Whether sub-scales are multiplied into levels as one byte instead of two: 15 times levels of at most 8, as codes of 3 bits with a zero-point
+  /// among them are (panel_layout::scaled_levels looks at the zero-point).
   [[nodiscard]] constexpr bool has_byte_products() const noexcept { return sub == sub_kind::nibbles && level == level_kind::unsigned_code && bits <= 3; }
   /// In exact products a code is made a float where it lies in its 32 bits, as 2^n times its level, and the activation at place i of a step
   /// is 2^-n times its own: unsigned codes stay in their byte, signed ones are moved to the top, values of a float table are none.
@@ -98,7 +99,7 @@ struct panel_layout {
   std::size_t sub_steps = 1;      ///< steps of a sub-block, padding included
   int zero = 0;                   ///< of a stored code, where zero_at is absent
   bool stored_zero = false;       ///< each row has a zero-point of its own
-  bool scaled_levels = false;     ///< levels are signed bytes, and sub-scales times them 15 bits, or 8 with has_byte_products
+  bool scaled_levels = false;     ///< sub-scales can be multiplied into levels: these are signed bytes, and products have 15 bits, or 8 with has_byte_products
   int zero_bias = 0;              ///< less than a row's own zero-point: 128 where unsigned codes are stored as signed bytes
   std::size_t minimum_at = 0, zero_at = 0, sub_scale_at = 0, sub_minimum_at = 0;  ///< in a header; the scale is at 0
   std::size_t header_bytes = 0;
@@ -215,14 +216,17 @@ constexpr panel_layout layout_of(const format_spec& s) noexcept {
                      s.sub_minimum.lowest() == 0 && s.sub_minimum.highest() < 16;
   p.shape.sub = split || !s.sub_scale.present() ? sub_kind::none : small ? sub_kind::nibbles
                 : s.sub_minimum.present() ? sub_kind::scales_minima : sub_kind::scales;
+  const auto magnitude = [](int a, int b) { return -a > b ? -a : b; };
+  int level = magnitude(-p.zero, (1 << p.shape.bits) - 1 - p.zero);
   if (p.shape.sub != sub_kind::none && !p.stored_zero && (p.shape.level == level_kind::unsigned_code || p.shape.has_table())) {
-    const auto magnitude = [](int a, int b) { return -a > b ? -a : b; };
-    int level = magnitude(-p.zero, (1 << p.shape.bits) - 1 - p.zero);
-    if (p.shape.has_table()) level = magnitude(static_cast<int>(s.values.values[s.values.order[0]]), static_cast<int>(s.values.values[s.values.order[s.values.size - 1]]));
+    const auto value = [&](std::size_t i) { return static_cast<int>(s.values.values[s.values.order[i]]); };
+    if (p.shape.has_table()) level = magnitude(value(0), value(s.values.size - 1));
     p.scaled_levels = level < 128 && level * magnitude(s.sub_scale.lowest(), s.sub_scale.highest()) < (p.shape.has_byte_products() ? 128 : 1 << 14);
   }
+  // Codes of at most 3 bits, 16 weights to a sub-block, have sums of 16 bits in the kernels (block_sums::narrow) unless their zero-point is far away.
+  const bool far = p.shape.sub != sub_kind::none && p.shape.bits <= 3 && (level > 16 || p.stored_zero);
   p.shape.step = p.sub_steps % slab_steps == 0 ? stepping::slabs
-                 : p.sub_steps == slab_steps / 2 && (split || p.sub_blocks % 2 == 0) ? stepping::half_slabs : stepping::steps;
+                 : p.sub_steps == slab_steps / 2 && (split || (p.sub_blocks % 2 == 0 && !far)) ? stepping::half_slabs : stepping::steps;
 
   std::size_t at = panel_rows * size_of(p.shape.scale);
   const auto place = [&](bool present, std::size_t bytes) {
@@ -249,7 +253,11 @@ struct layout_for {
                 "lowbit: a block's minimum is stored as its scale is");
   static_assert(!spec_of<F>.sub_scale.present() || spec_of<F>.sub_number != number::none || (spec_of<F>.sub_scale.lowest() >= -128 && spec_of<F>.sub_scale.highest() <= 127),
                 "lowbit: sub-scales fit in a signed byte");
+  static_assert(spec_of<F>.sub_number == number::none || (size_of(spec_of<F>.sub_number) == 1 && spec_of<F>.sub_blocks() > 1),
+                "lowbit: sub-scales that are numbers are bytes, of several sub-blocks (a scale of each block is its scale)");
   static_assert(!spec_of<F>.sub_minimum.present() || spec_of<F>.minimum.present(), "lowbit: sub-minima multiply a minimum");
+  static_assert(!spec_of<F>.sub_scale.present() || !spec_of<F>.minimum.present() || spec_of<F>.sub_minimum.present(),
+                "lowbit: beside sub-scales a minimum has sub-minima");
   static_assert(!spec_of<F>.sub_minimum.present() || !spec_of<F>.zero_point.present(), "lowbit: a block has sub-minima or a zero-point, not both");
   static_assert(spec_of<F>.sub_scale.present() || spec_of<F>.sub_blocks() == 1, "lowbit: sub-blocks have sub-scales");
   static_assert(!spec_of<F>.values.present() || !spec_of<F>.zero_point.present(), "lowbit: values of a table have no zero-point");

@@ -102,7 +102,7 @@ LOWBIT_ALWAYS_INLINE void for_each_block(const panel_layout& p, std::size_t bloc
 }
 
 /// Walks the steps of a block, calling step(slab's offset, step in slab, step in block), and begins(j) and ends(j) around sub-block j.
-/// Where slabs are walked whole, enters(slab's offset) comes before the first step of each.
+/// Where slabs are walked whole, or in halves, enters(slab's offset) comes before the first step of each (of each half, where that is a block).
 template <stepping Step, bool TwoLevel, class OnSlab, class OnBegin, class OnStep, class OnEnd>
 LOWBIT_ALWAYS_INLINE void walk_block(const panel_layout& p, std::size_t first_step, OnSlab&& enters, OnBegin&& begins, OnStep&& step,
                                      OnEnd&& ends) noexcept {
