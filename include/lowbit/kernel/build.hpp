@@ -216,6 +216,7 @@ class header_builder {
 template <class Arch>
 void build_plain_panels(const build_args& a) noexcept {
   const std::size_t size = size_of(a.spec->element), panel_bytes = a.layout->panel_bytes(a.cols);
+  if (panel_bytes == 0) return;  // no columns, and so no memory
   const std::size_t at_once = slab_steps * step_weights / size;
   for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
     std::uint8_t* const out = a.panels + panel * panel_bytes;
