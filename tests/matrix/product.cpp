@@ -253,42 +253,52 @@ TEST_CASE("16-bit activations err like so many bits of a block's largest, not li
   }
 }
 
-TEST_CASE("exact products agree with float64 to the rounding of their sums") {
+namespace {
+/// An exact product on every unit against float64.
+void check_exact(const format_spec& s, std::size_t rows, std::size_t cols, std::size_t tokens) {
+  CAPTURE(std::string(s.name));
+  CAPTURE(tokens);
   serial_executor serial;
   workspace space;
-  for (const format_spec* s : formats::specs) {
-    CAPTURE(std::string(s->name));
+  const packed_matrix w = test::random_blocks(s, rows, cols, 5);
+  const auto x = test::random_activations(tokens * cols, 9);
+  std::vector<float> weights(rows * cols), y(tokens * rows);
+  decode(w.view(), {weights.data(), rows, cols});
+  for (const auto& u : kernel::linked_units()) {
+    if (!u.available) continue;
+    CAPTURE(std::string(u.name));
+    multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space, precision::exact);
+    for (std::size_t t = 0; t < tokens; ++t)
+      for (std::size_t r = 0; r < rows; ++r) {
+        double sum = 0, terms = 0;  // terms: the magnitudes that were added: scale and minimum apart, codes and zero-points apart
+        for (std::size_t c = 0; c < cols; ++c) {
+          const std::uint8_t* const block = w.row(r) + c / s.block * s.bytes;
+          const double xc = x[t * cols + c], wc = weights[r * cols + c];
+          const affine a = affine_of(s, block, c % s.block / s.sub_block());
+          sum += wc * xc;
+          // Codes of 8 bits are bytes around 0; those of fewer bits are unsigned.
+          const int bits = static_cast<int>(s.codes.bits()), stored = s.codes.zero + zero_point_of(s, block);
+          const int zero = s.values.present() || s.is_float() ? 0 : bits == 8 ? (s.codes.is_signed ? 0 : stored - 128) : s.codes.is_signed ? 1 << (bits - 1) : stored;
+          terms += (std::fabs(wc) + (s.minimum.present() ? 2 * std::fabs(a.offset) : 0.0) + 2 * std::fabs(static_cast<double>(a.scale) * zero)) * std::fabs(xc);
+        }
+        // A float32 sum of n terms errs by at most n * 2^-24 of their magnitudes; rounding of the terms adds a few.
+        REQUIRE(std::fabs(sum - y[t * rows + r]) <= (static_cast<double>(cols) + 8) * 0x1p-24 * terms);
+      }
+  }
+}
+}  // namespace
+
+TEST_CASE("exact products agree with float64 to the rounding of their sums") {
+  for (const format_spec* s : formats::specs)
     for (const std::size_t rows : {17u, 32u})
       for (const std::size_t cols : {1u, 100u, 777u})
-        for (const std::size_t tokens : {1u, 7u}) {
-          const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
-          const auto x = test::random_activations(tokens * cols, 9);
-          std::vector<float> weights(rows * cols), y(tokens * rows);
-          decode(w.view(), {weights.data(), rows, cols});
-          for (const auto& u : kernel::linked_units()) {
-            if (!u.available) continue;
-            CAPTURE(std::string(u.name));
-            multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space,
-                     precision::exact);
-            for (std::size_t t = 0; t < tokens; ++t)
-              for (std::size_t r = 0; r < rows; ++r) {
-                double sum = 0, terms = 0;  // terms: the magnitudes that were added: scale and minimum apart, codes and zero-points apart
-                for (std::size_t c = 0; c < cols; ++c) {
-                  const std::uint8_t* const block = w.row(r) + c / s->block * s->bytes;
-                  const double xc = x[t * cols + c], wc = weights[r * cols + c];
-                  const affine a = affine_of(*s, block, c % s->block / s->sub_block());
-                  sum += wc * xc;
-                  // Codes of 8 bits are bytes around 0; those of fewer bits are unsigned.
-                  const int bits = static_cast<int>(s->codes.bits()), stored = s->codes.zero + zero_point_of(*s, block);
-                  const int zero = s->values.present() || s->is_float() ? 0 : bits == 8 ? (s->codes.is_signed ? 0 : stored - 128) : s->codes.is_signed ? 1 << (bits - 1) : stored;
-                  terms += (std::fabs(wc) + (s->minimum.present() ? 2 * std::fabs(a.offset) : 0.0) + 2 * std::fabs(static_cast<double>(a.scale) * zero)) * std::fabs(xc);
-                }
-                // A float32 sum of n terms errs by at most n * 2^-24 of their magnitudes; rounding of the terms adds a few.
-                REQUIRE(std::fabs(sum - y[t * rows + r]) <= (static_cast<double>(cols) + 8) * 0x1p-24 * terms);
-              }
-          }
-        }
-  }
+        for (const std::size_t tokens : {1u, 7u}) check_exact(*s, rows, cols, tokens);
+}
+
+TEST_CASE("exact products of tokens that share what is decoded: several tiles, several portions, last ones that are not whole") {
+  for (const format_spec* const s : {&spec_of<f32>, &spec_of<float16>, &spec_of<q4_1>, &spec_of<q2_k>, &spec_of<iq4_xs>, &spec_of<nvfp4>, &spec_of<nf4>,
+                                     &spec_of<symmetric<3, 40>>, &spec_of<asymmetric<8, 128>>})
+    for (const std::size_t tokens : {2u, 10u, 101u}) check_exact(*s, 35, 531, tokens);
 }
 
 TEST_CASE("empty products are no work and touch nothing") {

@@ -3,8 +3,8 @@
 // Integer path: each block of a token (the weights' block) gets a scale of its own, x ~ scale * q with q = x * 127 / max|x| rounded to
 // nearest even (a NaN or an infinity makes the block's scale NaN, and so the outputs), and the sum of q over every sub-block. A zero-point
 // that the whole format shares is taken away before the first product: accumulators start from -zero * sum. With 16 bits the same, but for
-// 127, which is panel_layout::largest_int16. Exact path: floats times code_shape::activation_factor, with their sums where minima or
-// zero-points need them. Beside weights of bfloat16, pairs of bfloat16. A tile has `tile_tokens` columns, the last one as few as tile_width
+// 127, which is panel_layout::largest_int16. Exact path: floats as they are; a token alone times code_shape::activation_factor, with sums where
+// minima or zero-points need them. Beside weights of bfloat16, pairs of bfloat16. A tile has `tile_tokens` columns, the last one as few as tile_width
 // says. Matrix registers take whole tiles otherwise: within a block [token][step].
 #pragma once
 
@@ -80,7 +80,7 @@ struct activation_buffers {
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
   std::int32_t* starts = nullptr; ///< [tile][sub-block][token], what accumulators begin with
   std::int32_t* pairs = nullptr;  ///< [tile][pair][token], the sums as 16-bit numbers: of two sub-blocks, or one as low + 128 * high
-  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums; where has_float_sums)
+  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums; for one token, where has_float_sums)
 };
 
 struct activation_args {
@@ -306,7 +306,7 @@ void copy_activations(const activation_args& a) noexcept {
   const std::size_t subs = plain ? 1 : p.blocks(a.cols) * p.sub_blocks, sub = plain ? a.cols : p.sub_block;
   const std::size_t sub_padded = plain ? a.cols : p.sub_steps * step_weights;
   float factors[step_weights];
-  for (std::size_t i = 0; i < step_weights; ++i) factors[i] = p.shape.activation_factor(i);
+  for (std::size_t i = 0; i < step_weights; ++i) factors[i] = a.tokens == 1 ? p.shape.activation_factor(i) : 1.0f;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
     const std::size_t width = tile_width<activation_kind::floats>(tile, a.tokens, full), first = tile * full;
     float* const floats = a.out.floats + first * p.padded_cols(a.cols);
@@ -321,7 +321,7 @@ void copy_activations(const activation_args& a) noexcept {
           continue;
         }
         for (std::size_t i = 0; i < sub_padded; ++i, out += width) *out = i < count ? x[begin + i] * factors[i % step_weights] : 0.0f;
-        if (!p.has_float_sums()) continue;
+        if (!p.has_float_sums() || a.tokens != 1) continue;
         float sums[step_weights] = {};
         for (std::size_t i = 0; i < count; ++i) sums[i % step_weights] += x[begin + i];
         a.out.float_sums[first * subs + j * width + t] = (sums[0] + sums[1]) + (sums[2] + sums[3]);

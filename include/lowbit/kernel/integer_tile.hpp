@@ -90,9 +90,10 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
   // Without a dot product of bytes, sums of pairs of products stay in 16-bit lanes for `run` steps before they are widened.
   constexpr std::size_t run = is_signed || wide || shape.step == stepping::steps ? 1
                               : steps_of_pairs<Arch>(shape.level_bits(), shape.step == stepping::slabs ? slab_steps : slab_steps / 2);
-  // One token hides neither a dot's latency nor memory's. Two chains of sums do the first; for the second, lines are read in the order
-  // in which they lie, so that the processor's prefetcher can follow: planes read by turns cost two thirds of the bandwidth.
-  constexpr std::size_t chains = Tokens == 1 && shape.step == stepping::slabs && run == 1 && !split ? 2 : 1, sums = split ? 2 : chains;
+  // One token hides neither a dot's latency nor memory's. Chains of sums do the first, two, or four where dots take five cycles; for the second,
+  // lines are read in the order in which they lie, so that the processor's prefetcher can follow: planes read by turns cost two thirds of the bandwidth.
+  constexpr bool several = Tokens == 1 && shape.step == stepping::slabs && run == 1 && !split;
+  constexpr std::size_t chains = !several ? 1 : simd::has_matrix_registers<Arch> ? 4 : 2, sums = split ? 2 : chains;
   constexpr bool by_address = Tokens == 1 && shape.step != stepping::steps && plane_widths(shape.bits)[1] != 0;
   const panel_layout& p = *a.layout;
   const std::size_t blocks = p.blocks(a.cols);

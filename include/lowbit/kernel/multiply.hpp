@@ -1,9 +1,9 @@
 // The products: y = x Wᵀ on panels, written once for every format and every instruction set: tiles of rows and tokens, on integers
-// (integer_tile.hpp), floats (exact_tile.hpp), bfloat16 (bf16_tile.hpp), or, many tokens, in matrix registers (matrix_tile.hpp).
+// (integer_tile.hpp), floats (multiply_exactly.hpp), bfloat16 (bf16_tile.hpp), or, many tokens, in matrix registers (matrix_tile.hpp).
 #pragma once
 
 #include <lowbit/kernel/bf16_tile.hpp>
-#include <lowbit/kernel/exact_tile.hpp>
+#include <lowbit/kernel/multiply_exactly.hpp>
 #include <lowbit/kernel/integer_tile.hpp>
 #include <lowbit/kernel/matrix_tile.hpp>
 
@@ -29,9 +29,7 @@ __attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t
     for (std::size_t t = 0; t < Tokens; ++t) tile.y[v][t] = floats<Arch>(0.0f);
   }
   const std::size_t blocks = p.shape.level == level_kind::plain ? 0 : p.blocks(a.cols), subs = blocks * p.sub_blocks;
-  if constexpr (Kind == activation_kind::floats)
-    tile_exact<Key>(a, tile, a.x.floats + first_token * p.padded_cols(a.cols), a.x.float_sums + first_token * subs);
-  else if constexpr (Kind == activation_kind::bf16)
+  if constexpr (Kind == activation_kind::bf16)
     tile_bf16(a, tile, a.x.words + first_token * pair_steps(a.cols));
   else
     tile_integer<Key, Kind>(a, tile, {a.x.words + first_token * blocks * p.block_steps() * step_words(Kind), a.x.scales + first_token * blocks,
@@ -60,12 +58,13 @@ __attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t
 
 }  // namespace detail
 
-/// y[tokens, rows of panels panel_begin … panel_end) = x Wᵀ. The layout's shape must have the key the function was compiled for.
+/// y[tokens, rows of panels panel_begin … panel_end) = x Wᵀ. The layout's shape must have the key the function was compiled for. On floats:
+/// multiply_exactly.
 template <std::uint32_t Key, class Arch, activation_kind Kind>
+  requires(Kind != activation_kind::floats)
 void multiply(const multiply_args& a) noexcept {
-  // Two registers of rows share the broadcasts of activations where there are 32 registers to hold what an integer product holds, and always
-  // where only sums are held: four of them alone would wait for one another.
-  constexpr std::size_t vectors = Kind == activation_kind::floats || simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = register_tokens<Arch>;
+  // Two registers of rows share the broadcasts of activations where there are 32 registers to hold what an integer product holds.
+  constexpr std::size_t vectors = simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = register_tokens<Arch>;
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
   const std::size_t end = a.panel_end * per_panel, each = tile_tokens<Arch>(*a.layout, Kind), tiles = ceil_div(a.tokens, each);
   std::size_t done = 0;

@@ -64,7 +64,7 @@ struct code_shape {
   /// Whether sub-scales are multiplied into levels as one byte instead of two: 15 times levels of at most 8, as codes of 3 bits with a zero-point
   /// among them are (panel_layout::scaled_levels looks at the zero-point).
   [[nodiscard]] constexpr bool has_byte_products() const noexcept { return sub == sub_kind::nibbles && level == level_kind::unsigned_code && bits <= 3; }
-  /// In exact products a code is made a float where it lies in its 32 bits, as 2^n times its level, and the activation at place i of a step
+  /// In exact products of a token alone a code is made a float where it lies in its 32 bits, as 2^n times its level, and the activation at place i of a step
   /// is 2^-n times its own: unsigned codes stay in their byte, signed ones are moved to the top, values of a float table are none.
   [[nodiscard]] constexpr float activation_factor(std::size_t i) const noexcept {
     if (level == level_kind::table_float || level == level_kind::plain) return 1.0f;
@@ -122,7 +122,7 @@ struct panel_layout {
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool has_zero() const noexcept {
     return (shape.level == level_kind::unsigned_code || shape.level == level_kind::signed_byte) && (stored_zero || zero != 0);
   }
-  /// Whether exact products need the sums of activations over sub-blocks.
+  /// Whether an exact product with one token needs the sums of activations over sub-blocks.
   [[nodiscard]] LOWBIT_ALWAYS_INLINE constexpr bool has_float_sums() const noexcept { return shape.minimum || has_zero(); }
   /// The largest magnitude of an int16 activation: all 16 bits, or as many as leave room for a block's sum in 32 bits (q6_k: 12 bits). A stored
   /// zero-point multiplies a sub-block's sum, which is split in 7 low and 16 high bits.

@@ -1,5 +1,5 @@
 // Registers out of panels: the codes of a step, the rows' scales, zero-points and sub-scales, and the walk over a block's steps. What a
-// product does with them is integer_tile.hpp's and exact_tile.hpp's business.
+// product does with them is integer_tile.hpp's and multiply_exactly.hpp's business.
 #pragma once
 
 #include <lowbit/kernel/numbers.hpp>
@@ -13,31 +13,30 @@ LOWBIT_ALWAYS_INLINE auto lines_in_memory(const std::uint8_t* slab) noexcept {
   return [slab](std::size_t i) LOWBIT_INLINE_LAMBDA { return bytes<Arch>::load_unaligned(slab + i * step_bytes); };
 }
 
+/// Step s of a plane whose first line is `first`: Width bits of every code, at their Place in it.
+template <class Arch, unsigned Width, unsigned Place, class Line>
+LOWBIT_ALWAYS_INLINE bytes<Arch> load_bits(const Line& line, std::size_t first, std::size_t s) noexcept {
+  constexpr std::size_t steps_of_line = 8 / Width;
+  const int right = static_cast<int>(s % steps_of_line * Width) - static_cast<int>(Place);
+  return simd::moved_bits<((1u << Width) - 1) << Place, Arch>(line(first + s / steps_of_line), right, Arch{});
+}
+
 /// Step s (0 … 7) of a slab: one register of codes. `line(i)` gives the slab's lines, as many as a code has bits.
 template <class Arch, unsigned Bits, class Line>
 LOWBIT_ALWAYS_INLINE bytes<Arch> load_step(const Line& line, std::size_t s) noexcept {
   if constexpr (Bits == 8) {
     return line(s);
   } else {
-    // One shift moves a plane's bits to their place in the code; bits of neighbours fall to the mask.
-    const auto plane = [&line](std::size_t first, std::size_t step, unsigned width, unsigned place) LOWBIT_INLINE_LAMBDA {
-      const std::size_t per_vector = 8 / width;
-      const int right = static_cast<int>(step % per_vector * width) - static_cast<int>(place);
-      const auto v = xsimd::bitwise_cast<std::uint32_t>(line(first + step / per_vector));
-      using words = simd::batch<std::uint32_t, Arch>;
-      const words moved = right == 0 ? v : right > 0 ? words(v >> right) : words(v << -right);
-      return xsimd::bitwise_cast<std::uint8_t>(moved & words(((1u << width) - 1) * (1u << place) * 0x0101'0101u));
-    };
     constexpr unsigned four = Bits & 4u, two = Bits & 2u, one = Bits & 1u;
     bytes<Arch> code;
-    if constexpr (four != 0) code = plane(0, s, 4, 0);
+    if constexpr (four != 0) code = load_bits<Arch, 4, 0>(line, 0, s);
     if constexpr (two != 0) {
-      const auto part = plane(four, s, 2, four);
+      const auto part = load_bits<Arch, 2, four>(line, four, s);
       if constexpr (four != 0) code |= part;
       else code = part;
     }
     if constexpr (one != 0) {
-      const auto part = plane(four + two, s, 1, four + two);
+      const auto part = load_bits<Arch, 1, four + two>(line, four + two, s);
       if constexpr (Bits != 1) code |= part;
       else code = part;
     }

@@ -67,7 +67,7 @@ template <std::uint32_t Key, class Arch>
 constexpr products products_of() noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
   using enum activation_kind;
-  products all{Key, {nullptr, nullptr, nullptr, &multiply<Key, Arch, floats>}};
+  products all{Key, {nullptr, nullptr, nullptr, &multiply_exactly<Key, Arch>}};
   auto& [of_int8, of_int16, of_bf16, of_floats] = all.by_kind;
   if constexpr (shape.has_int8()) of_int8 = &multiply<Key, Arch, int8>;
   if constexpr (shape.has_int16()) of_int16 = &multiply<Key, Arch, int16>;

@@ -48,7 +48,8 @@ using avx512vnni = xsimd::avx512vnni<xsimd::avx512bw>;
 struct avx512bf16 : avx512vnni {
   static constexpr const char* name() noexcept { return "avx512bf16"; }
 };
-/// Matrix registers of sixteen rows of 64 bytes on top, with products of bytes and of bfloat16 (AMX-TILE, AMX-INT8, AMX-BF16).
+/// Matrix registers of sixteen rows of 64 bytes on top, with products of bytes and of bfloat16 (AMX-TILE, AMX-INT8, AMX-BF16), and matrices of bits for
+/// bytes (GFNI).
 struct amx : avx512bf16 {
   static constexpr const char* name() noexcept { return "amx"; }
 };
@@ -111,8 +112,9 @@ inline bool available<isa::avx512bf16>() noexcept {
 }
 template <>
 inline bool available<isa::amx>() noexcept {
-  constexpr unsigned bf16_tile_int8 = 1u << 22 | 1u << 24 | 1u << 25;
-  return available<isa::avx512bf16>() && (detail::cpuid_of(7, 0).edx & bf16_tile_int8) == bf16_tile_int8;
+  constexpr unsigned bf16_tile_int8 = 1u << 22 | 1u << 24 | 1u << 25, gfni = 1u << 8;
+  const auto has = detail::cpuid_of(7, 0);
+  return available<isa::avx512bf16>() && (has.edx & bf16_tile_int8) == bf16_tile_int8 && (has.ecx & gfni) != 0;
 }
 #endif
 // Bits of the Linux kernel's documented interface (arch/arm64/elf_hwcaps): HWCAP_ASIMDDP, HWCAP2_I8MM. Other systems fall back to NEON.

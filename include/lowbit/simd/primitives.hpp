@@ -38,6 +38,16 @@ LOWBIT_ALWAYS_INLINE batch<T, Arch> in_order(batch<T, Arch> sum, requires_arch<x
   return sum;
 }
 
+/// In every byte the bits of Mask, which come from `right` places further up (or, where that is negative, down) in the same byte.
+template <unsigned Mask, class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> moved_bits(batch<std::uint8_t, Arch> v, int right, requires_arch<xsimd::generic>) noexcept {
+  // No shift of bytes is needed: neighbours' bits fall to the mask.
+  using words = batch<std::uint32_t, Arch>;
+  const auto all = xsimd::bitwise_cast<std::uint32_t>(v);
+  const words moved = right == 0 ? all : right > 0 ? words(all >> right) : words(all << -right);
+  return xsimd::bitwise_cast<std::uint8_t>(moved & words(Mask * 0x0101'0101u));
+}
+
 // ---- dot4: per 32-bit lane, acc + the sum of four products of bytes -------------------------------------------------------------
 
 /// w holds 0 … 127, x holds -127 … 127. Every architecture returns the exact integer.

@@ -177,6 +177,21 @@ LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> dot2_s16(batch<std::int32_t, Arch
 }
 #endif
 
+// A product of a matrix of bits by every byte is a shift and a mask in one (GFNI, which processors with matrix registers have).
+#if defined(__GFNI__)
+template <unsigned Mask, class Arch>
+LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> moved_bits(batch<std::uint8_t, Arch> v, int right, requires_arch<isa::amx>) noexcept {
+  constexpr std::uint64_t rows = [] {  // bit i of the result is the parity of the matrix' byte 7 - i and the argument
+    std::uint64_t all = 0;
+    for (unsigned i = 0; i < 8; ++i)
+      if ((Mask >> i & 1) != 0) all |= std::uint64_t{1} << (8 * (7 - i) + i);
+    return all;
+  }();
+  const std::uint64_t moved = right < 0 ? rows >> -right : rows << right;
+  return _mm512_gf2p8affine_epi64_epi8(v, _mm512_set1_epi64(static_cast<long long>(moved)), 0);
+}
+#endif
+
 #if defined(__AVX512BF16__)
 template <class Arch>
   requires includes<Arch, isa::avx512bf16>
