@@ -127,7 +127,7 @@ TEST_CASE("a product of many tokens has the bits of each token's own, on every i
     const auto shape = kernel::layout_of(*s).shape;
     if (!shape.has_int8()) continue;
     CAPTURE(std::string(s->name));
-    const std::size_t rows = 19, cols = s->block > 1000 ? s->block + 1300 : 531, tokens = s->block > 1000 ? 19 : 150;
+    const std::size_t rows = 19, cols = s->block > 1000 ? s->block + 1300 : 531, tokens = s->block > 1000 ? 35 : 150;
     const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
     const auto x = test::random_activations(tokens * cols, 9);
     for (const precision how : {precision::int8, precision::int16}) {
@@ -138,8 +138,12 @@ TEST_CASE("a product of many tokens has the bits of each token's own, on every i
       for (const auto& u : kernel::linked_units()) {
         if (!u.available) continue;
         CAPTURE(std::string(u.name));
-        multiply({x.data(), tokens, cols}, panel_matrix::from(w.view(), serial, *u.kernels), {y.data(), tokens, rows}, space, serial, how);
-        REQUIRE(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) == 0);
+        const panel_matrix panels = panel_matrix::from(w.view(), serial, *u.kernels);
+        for (const std::size_t some : {tokens, std::size_t{5}, std::size_t{12}, std::size_t{31}, std::size_t{32}}) {
+          CAPTURE(some);
+          multiply({x.data(), some, cols}, panels, {y.data(), some, rows}, space, serial, how);
+          REQUIRE(std::memcmp(y.data(), expected.data(), some * rows * sizeof(float)) == 0);
+        }
       }
     }
   }

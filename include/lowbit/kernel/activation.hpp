@@ -47,11 +47,20 @@ LOWBIT_ALWAYS_INLINE constexpr bool has_matrix_products(code_shape shape, activa
   if (shape.sub == sub_kind::none) return shape.step == stepping::slabs;
   return kind == activation_kind::int8 && shape.step != stepping::steps && (shape.level == level_kind::unsigned_code || shape.has_table());
 }
-/// Whether whole tiles of tokens go there: where each sum is of at least 64 products (of whole registers, with sub-scales in the levels), and where
-/// the system lets the process.
+/// Tokens that a kernel holds in vector registers at once.
 template <class Arch>
-LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_kind kind) noexcept {
+inline constexpr std::size_t register_tokens = simd::includes<Arch, xsimd::avx512f> ? 6 : 4;
+/// Rows, or tokens, of a matrix register.
+inline constexpr std::size_t matrix_rows = 16;
+
+/// Whether whole tiles of so many tokens go there: where they are enough to share what is unpacked (more than two tiles without, or two of these if a
+/// level is unpacked to two bytes), each sum is of at least 64 products (of whole registers, with sub-scales in the levels), and the system lets the
+/// process.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_kind kind, std::size_t tokens) noexcept {
   if constexpr (simd::has_matrix_registers<Arch>) {
+    const bool two_bytes = p.shape.sub != sub_kind::none && !p.shape.has_byte_products();
+    if (kind != activation_kind::bf16 && tokens < (two_bytes ? 2 * matrix_rows : 2 * register_tokens<Arch> + 1)) return false;
     if (!has_matrix_products<Arch>(p.shape, kind) || !simd::may_use_matrix_registers<Arch>()) return false;
     if (p.shape.sub == sub_kind::none) return p.sub_steps >= matrix_steps || kind != activation_kind::int8;
     return p.block_steps() % matrix_steps == 0 && p.scaled_levels;
@@ -60,13 +69,10 @@ LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_
   }
 }
 
-/// Tokens that a kernel holds in vector registers at once.
+/// The columns of a tile, of so many tokens.
 template <class Arch>
-inline constexpr std::size_t register_tokens = simd::includes<Arch, xsimd::avx512f> ? 6 : 4;
-/// The columns of a tile.
-template <class Arch>
-LOWBIT_ALWAYS_INLINE std::size_t tile_tokens(const panel_layout& p, activation_kind kind) noexcept {
-  return in_matrix_registers<Arch>(p, kind) ? 16 : register_tokens<Arch>;
+LOWBIT_ALWAYS_INLINE std::size_t tile_tokens(const panel_layout& p, activation_kind kind, std::size_t tokens) noexcept {
+  return in_matrix_registers<Arch>(p, kind, tokens) ? matrix_rows : register_tokens<Arch>;
 }
 
 /// Where prepared activations lie, in memory that place_activations divides.
@@ -164,12 +170,11 @@ LOWBIT_ALWAYS_INLINE constexpr std::int32_t two_int16(int low, int high) noexcep
   return static_cast<std::int32_t>((static_cast<unsigned>(low) & 0xffffu) | static_cast<unsigned>(high) << 16);
 }
 
-/// Rounds columns [begin, end) of the token at x, which are block `b`, into column t of a tile.
+/// Rounds columns [begin, end) of the token at x, which are block `b`, into column t of a tile, for matrix registers or not.
 template <class Arch, activation_kind Kind>
 void quantise_block(const panel_layout& p, const activation_buffers& out, const float* x, std::size_t begin, std::size_t end, std::size_t b,
-                    std::size_t width, std::size_t t) noexcept {
+                    std::size_t width, std::size_t t, bool matrices) noexcept {
   constexpr std::size_t n = simd::lanes<Arch>, words = step_words(Kind);
-  const bool matrices = in_matrix_registers<Arch>(p, Kind) && width == tile_tokens<Arch>(p, Kind);
   const matrix_strides strides = strides_of(p.block_steps(), width);
   const std::size_t low_bytes = width * p.block_steps();  // matrix registers: where the high bytes' follow
   using floats = simd::batch<float, Arch>;
@@ -247,10 +252,11 @@ template <class Arch, activation_kind Kind>
 void quantise_activations(const activation_args& a) noexcept {
   constexpr std::size_t words = step_words(Kind);
   const panel_layout& p = *a.layout;
-  const std::size_t full = tile_tokens<Arch>(p, Kind);
+  const std::size_t full = tile_tokens<Arch>(p, Kind, a.tokens);
   const std::size_t blocks = p.blocks(a.cols), subs = blocks * p.sub_blocks;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
     const std::size_t width = tile_width<Kind>(tile, a.tokens, full), first = tile * full;
+    const bool matrices = width == matrix_rows;
     activation_buffers out;
     out.words = a.out.words + first * blocks * p.block_steps() * words;
     out.scales = a.out.scales + first * blocks;
@@ -262,7 +268,7 @@ void quantise_activations(const activation_args& a) noexcept {
       const float* const x = row_of_token(a, present ? first + t : 0);
       for (std::size_t b = 0; b < blocks; ++b) {
         const std::size_t begin = b * p.block, end = !present ? begin : begin + p.block < a.cols ? begin + p.block : a.cols;
-        detail::quantise_block<Arch, Kind>(p, out, x, begin, end, b, width, t);
+        detail::quantise_block<Arch, Kind>(p, out, x, begin, end, b, width, t, matrices);
       }
     }
   }
@@ -272,11 +278,11 @@ void quantise_activations(const activation_args& a) noexcept {
 template <class Arch>
 void round_activations(const activation_args& a) noexcept {
   constexpr activation_kind kind = activation_kind::bf16;
-  const std::size_t full = tile_tokens<Arch>(*a.layout, kind);
+  const std::size_t full = tile_tokens<Arch>(*a.layout, kind, a.tokens);
   const std::size_t steps = pair_steps(a.cols);
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
     const std::size_t width = tile_width<kind>(tile, a.tokens, full), first = tile * full;
-    const bool matrices = in_matrix_registers<Arch>(*a.layout, kind) && width == full;
+    const bool matrices = width == matrix_rows;
     for (std::size_t t = 0; t < width; ++t) {
       const bool present = first + t < a.tokens;
       const float* const x = row_of_token(a, present ? first + t : 0);
@@ -300,7 +306,7 @@ void round_activations(const activation_args& a) noexcept {
 template <class Arch>
 void copy_activations(const activation_args& a) noexcept {
   const panel_layout& p = *a.layout;
-  const std::size_t full = tile_tokens<Arch>(p, activation_kind::floats);
+  constexpr std::size_t full = register_tokens<Arch>;
   // A plain format is one sub-block of all columns.
   const bool plain = p.shape.level == level_kind::plain;
   const std::size_t subs = plain ? 1 : p.blocks(a.cols) * p.sub_blocks, sub = plain ? a.cols : p.sub_block;

@@ -11,9 +11,6 @@
 
 namespace lowbit::kernel::detail {
 
-/// Rows, or tokens, of a matrix register.
-inline constexpr std::size_t matrix_rows = 16;
-
 /// Tiles that are multiplied at once, at most: of bfloat16 as many as there are registers for their sums, of integers as many as make unpacking
 /// cheap beside them.
 template <activation_kind Kind>

@@ -66,10 +66,10 @@ void multiply(const multiply_args& a) noexcept {
   // Two registers of rows share the broadcasts of activations where there are 32 registers to hold what an integer product holds.
   constexpr std::size_t vectors = simd::includes<Arch, xsimd::avx512f> ? 2 : 1, full = register_tokens<Arch>;
   constexpr std::size_t per_panel = panel_rows / simd::lanes<Arch>;
-  const std::size_t end = a.panel_end * per_panel, each = tile_tokens<Arch>(*a.layout, Kind), tiles = ceil_div(a.tokens, each);
+  const std::size_t end = a.panel_end * per_panel, each = tile_tokens<Arch>(*a.layout, Kind, a.tokens), tiles = ceil_div(a.tokens, each);
   std::size_t done = 0;
   if constexpr (has_matrix_products<Arch>(code_shape::from_key(Key), Kind)) {
-    if (in_matrix_registers<Arch>(*a.layout, Kind)) {
+    if (each == matrix_rows) {
       done = tiles != 0 && tile_width<Kind>(tiles - 1, a.tokens, each) != each ? tiles - 1 : tiles;  // few last tokens are faster below
       if (done != 0) detail::multiply_in_matrices<Key, Kind, Arch>(a, done);
     }

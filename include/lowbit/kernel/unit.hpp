@@ -32,7 +32,7 @@ struct unit {
   void (*dequantise_row)(const format_spec&, const std::uint8_t*, std::size_t, float*, bool) noexcept;
   void (*build_panels)(const build_args&) noexcept;
   void (*read_panel_row)(const panel_layout&, const std::uint8_t*, std::size_t, std::size_t, float*) noexcept;
-  std::size_t (*tile_tokens)(const panel_layout&, activation_kind) noexcept;  ///< how activations are laid out
+  std::size_t (*tile_tokens)(const panel_layout&, activation_kind, std::size_t) noexcept;  ///< how activations of so many tokens are laid out
   std::array<void (*)(const activation_args&) noexcept, activation_kinds> prepare;  ///< by activation_kind
   bool (*quantise_rows)(const quantise_args&) noexcept;
   bool (*all_finite)(const float*, std::size_t) noexcept;

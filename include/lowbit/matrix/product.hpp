@@ -81,7 +81,7 @@ struct operand {
   float* ordered = nullptr;  ///< [tokens, cols] x as the matrix takes it, where that is not as it is: columns in another order, or some ignored
 
   [[nodiscard]] std::size_t tiles() const noexcept { return ceil_div(tokens, tile_tokens()); }
-  [[nodiscard]] std::size_t tile_tokens() const noexcept { return w->unit().tile_tokens(w->layout(), kind); }
+  [[nodiscard]] std::size_t tile_tokens() const noexcept { return w->unit().tile_tokens(w->layout(), kind, tokens); }
   std::size_t place(std::uint8_t* memory) noexcept {
     const std::size_t own = w->inputs().empty() && w->ignored().empty() ? 0 : round_up(tokens * x.cols * sizeof(float), 64);
     if (own != 0 && memory != nullptr) ordered = reinterpret_cast<float*>(memory);
