@@ -27,6 +27,16 @@ packed_matrix weights(const format_spec& s, std::size_t rows, std::size_t cols, 
   return w;
 }
 
+/// Levels from 0 up: without the sums of activations that a minimum needs.
+struct fives {
+  static constexpr format_spec spec = [] {
+    format_spec s = spec_of<q5_0>;
+    s.name = "fives";
+    s.codes.zero = 0;
+    return s;
+  }();
+};
+
 using matrix = std::vector<float>;
 
 matrix plain_product(const matrix& x, std::size_t tokens, const panel_matrix& w, precision how = precision::int8) {
@@ -41,22 +51,24 @@ TEST_CASE("a batch gives what its products give one by one, shared activations o
   serial_executor serial;
   workspace space;
   constexpr std::size_t cols = 512;
-  const format_spec* const specs[] = {&spec_of<q4_0>, &spec_of<q4_0>, &spec_of<iq4_nl>, &spec_of<q6_k>, &spec_of<nf4>, &spec_of<q8_0>, &spec_of<f32>};
-  for (const std::size_t tokens : {1u, 9u}) {
-    const auto x = test::random_activations(tokens * cols, 1), other = test::random_activations(tokens * cols, 2);
-    std::vector<panel_matrix> w;
-    std::vector<matrix> y;
-    for (std::size_t i = 0; i < std::size(specs); ++i) {
-      w.push_back(panel_matrix::from(weights(*specs[i], 1 + 37 * i, cols, static_cast<std::uint32_t>(i)).view(), serial));
-      y.emplace_back(tokens * w.back().rows(), -1.0f);
+  const format_spec* const specs[] = {&spec_of<q4_0>, &spec_of<q4_0>, &spec_of<iq4_nl>, &spec_of<q6_k>, &spec_of<nf4>, &spec_of<q8_0>, &spec_of<f32>,
+                                       &spec_of<symmetric<1, 64>>, &spec_of<q2_0>, &spec_of<symmetric<2, 64>>, &spec_of<fives>, &spec_of<q4_1>};
+  for (const precision how : {precision::int8, precision::exact})
+    for (const std::size_t tokens : {1u, 9u}) {
+      const auto x = test::random_activations(tokens * cols, 1), other = test::random_activations(tokens * cols, 2);
+      std::vector<panel_matrix> w;
+      std::vector<matrix> y;
+      for (std::size_t i = 0; i < std::size(specs); ++i) {
+        w.push_back(panel_matrix::from(weights(*specs[i], 1 + 37 * i, cols, static_cast<std::uint32_t>(i)).view(), serial));
+        y.emplace_back(tokens * w.back().rows(), -1.0f);
+      }
+      std::vector<product> batch;
+      for (std::size_t i = 0; i < w.size(); ++i)
+        batch.push_back({{(i == 2 ? other : x).data(), tokens, cols}, &w[i], {y[i].data(), tokens, w[i].rows()}});
+      three_threads threads;
+      multiply(std::span<const product>(batch), space, threads, how);
+      for (std::size_t i = 0; i < w.size(); ++i) CHECK(y[i] == plain_product(i == 2 ? other : x, tokens, w[i], how));
     }
-    std::vector<product> batch;
-    for (std::size_t i = 0; i < w.size(); ++i)
-      batch.push_back({{(i == 2 ? other : x).data(), tokens, cols}, &w[i], {y[i].data(), tokens, w[i].rows()}});
-    three_threads threads;
-    multiply(std::span<const product>(batch), space, threads);
-    for (std::size_t i = 0; i < w.size(); ++i) CHECK(y[i] == plain_product(i == 2 ? other : x, tokens, w[i]));
-  }
 }
 
 TEST_CASE("a gated product is silu(x Gᵀ) * (x Wᵀ), also where the two are of different formats") {

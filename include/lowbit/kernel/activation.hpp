@@ -75,6 +75,10 @@ LOWBIT_ALWAYS_INLINE std::size_t tile_tokens(const panel_layout& p, activation_k
   return in_matrix_registers<Arch>(p, kind, tokens) ? matrix_rows : register_tokens<Arch>;
 }
 
+/// Whether an exact product takes weights as they are decoded, because there is one token: its activations come times code_shape::activation_factor,
+/// with their sums.
+LOWBIT_ALWAYS_INLINE constexpr bool is_alone(std::size_t tokens) noexcept { return tokens == 1; }
+
 /// Where prepared activations lie, in memory that place_activations divides.
 struct activation_buffers {
   /// [tile][step][token], four int8; or [tile][step][token][2], the int16 of places 0 and 2, and of 1 and 3; or [tile][step][token], two bf16.
@@ -86,7 +90,7 @@ struct activation_buffers {
   std::int32_t* sums = nullptr;   ///< [tile][sub-block][token]
   std::int32_t* starts = nullptr; ///< [tile][sub-block][token], what accumulators begin with
   std::int32_t* pairs = nullptr;  ///< [tile][pair][token], the sums as 16-bit numbers: of two sub-blocks, or one as low + 128 * high
-  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums; for one token, where has_float_sums)
+  float* float_sums = nullptr;    ///< the same (exact path; in the place of sums; of a token that is_alone, where has_float_sums)
 };
 
 struct activation_args {
@@ -117,7 +121,7 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
   activation_buffers b;
   if (kind == activation_kind::floats) {
     b.floats = reinterpret_cast<float*>(take(columns * p.padded_cols(cols) * sizeof(float)));
-    b.float_sums = reinterpret_cast<float*>(take(columns * subs * sizeof(float)));
+    if (is_alone(tokens)) b.float_sums = reinterpret_cast<float*>(take(columns * subs * sizeof(float)));
   } else if (kind == activation_kind::bf16) {
     b.words = reinterpret_cast<std::int32_t*>(take(columns * pair_steps(cols) * sizeof(std::int32_t)));
   } else {
@@ -134,6 +138,11 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
 /// Whether activations prepared for one layout serve the other, with the same kernels.
 LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b, activation_kind kind) noexcept {
   if (a.shape.level == level_kind::plain || b.shape.level == level_kind::plain) return a.shape.level == b.shape.level;
+  if (kind == activation_kind::floats) {  // what a token alone is prepared by
+    if (a.has_float_sums() != b.has_float_sums()) return false;
+    for (std::size_t i = 0; i < step_weights; ++i)
+      if (a.shape.activation_factor(i) != b.shape.activation_factor(i)) return false;
+  }
   return a.block == b.block && a.sub_block == b.sub_block && (a.shape.sub == sub_kind::none) == (b.shape.sub == sub_kind::none) &&
          a.scaled_levels == b.scaled_levels && a.sum_pairs() == b.sum_pairs() && a.stored_zero == b.stored_zero && a.zero == b.zero && a.shape.has_signed_levels() == b.shape.has_signed_levels() &&
          (kind != activation_kind::int16 || a.largest_int16() == b.largest_int16());
@@ -312,7 +321,7 @@ void copy_activations(const activation_args& a) noexcept {
   const std::size_t subs = plain ? 1 : p.blocks(a.cols) * p.sub_blocks, sub = plain ? a.cols : p.sub_block;
   const std::size_t sub_padded = plain ? a.cols : p.sub_steps * step_weights;
   float factors[step_weights];
-  for (std::size_t i = 0; i < step_weights; ++i) factors[i] = a.tokens == 1 ? p.shape.activation_factor(i) : 1.0f;
+  for (std::size_t i = 0; i < step_weights; ++i) factors[i] = is_alone(a.tokens) ? p.shape.activation_factor(i) : 1.0f;
   for (std::size_t tile = a.tile_begin; tile < a.tile_end; ++tile) {
     const std::size_t width = tile_width<activation_kind::floats>(tile, a.tokens, full), first = tile * full;
     float* const floats = a.out.floats + first * p.padded_cols(a.cols);
@@ -327,7 +336,7 @@ void copy_activations(const activation_args& a) noexcept {
           continue;
         }
         for (std::size_t i = 0; i < sub_padded; ++i, out += width) *out = i < count ? x[begin + i] * factors[i % step_weights] : 0.0f;
-        if (!p.has_float_sums() || a.tokens != 1) continue;
+        if (!p.has_float_sums() || !is_alone(a.tokens)) continue;
         float sums[step_weights] = {};
         for (std::size_t i = 0; i < count; ++i) sums[i % step_weights] += x[begin + i];
         a.out.float_sums[first * subs + j * width + t] = (sums[0] + sums[1]) + (sums[2] + sums[3]);

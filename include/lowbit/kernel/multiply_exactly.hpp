@@ -18,31 +18,52 @@ template <class Arch>
 struct linear {
   floats<Arch> scale, offset;
 };
+/// That of sub-block j of the rows of one register.
+template <std::uint32_t Key, class Arch>
+LOWBIT_ALWAYS_INLINE linear<Arch> load_linear(const panel_layout& p, const std::uint8_t* header, [[maybe_unused]] std::size_t j, std::size_t row) noexcept {
+  constexpr code_shape shape = code_shape::from_key(Key);
+  auto scale = load_numbers<Arch, shape.scale>(header, row);
+  floats<Arch> offset(0.0f);
+  if constexpr (shape.minimum) offset = load_numbers<Arch, shape.scale>(header + p.minimum_at, row);
+  if constexpr (shape.sub != sub_kind::none) {
+    scale *= xsimd::to_float(load_sub_scale<Arch, shape.sub>(p, header, j, row));
+    if constexpr (shape.minimum) offset *= -xsimd::to_float(load_sub_minimum<Arch, shape.sub>(p, header, j, row));
+  }
+  if (p.has_zero()) offset = xsimd::fnma(xsimd::to_float(load_zero<Arch>(p, header, row)), scale, offset);
+  return {scale, offset};
+}
 
-/// Walks over the sub-blocks of a panel, or of two: on_begin(numbers), on_level(step, place in step, v, levels) for every weight of some registers of
-/// rows, padding included, on_step(steps so far) after each step, and on_end(sub-blocks before it, numbers), where numbers(v) is linear. Register v
-/// holds rows of the panel at panel[v]. For a token alone levels come times 2^n, which saves shifts: code_shape::activation_factor has 2^-n.
+/// Levels at place i of a step, of codes (or table values) that are four to a lane. For a token alone they come times 2^n, which saves shifts:
+/// code_shape::activation_factor has 2^-n.
+template <std::uint32_t Key, class Arch, bool Alone>
+LOWBIT_ALWAYS_INLINE floats<Arch> level_of(const panel_layout& p, const ints<Arch>& four, int i) noexcept {
+  constexpr code_shape shape = code_shape::from_key(Key);
+  if constexpr (shape.level == level_kind::table_float) {
+    return simd::lookup16<Arch>(ints<Arch>((four >> (8 * i)) & ints<Arch>(15)), &p.float_table[0], Arch{});
+  } else if constexpr (shape.level == level_kind::unsigned_code) {  // below 128
+    const ints<Arch> in_place = four & ints<Arch>(static_cast<std::int32_t>(0x7fu << (8 * i)));
+    return xsimd::to_float(Alone || i == 0 ? in_place : ints<Arch>(in_place >> (8 * i)));
+  } else {
+    const ints<Arch> top = i == 3 ? four : ints<Arch>(four << (24 - 8 * i));
+    if constexpr (Alone) return xsimd::to_float(i == 0 ? top : ints<Arch>(top & ints<Arch>(static_cast<std::int32_t>(0xff00'0000u))));
+    else return xsimd::to_float(ints<Arch>(top >> 24));
+  }
+}
+
+/// Walks over the sub-blocks of a panel, or of two, padding included. Register v holds rows of the panel at panel[v]. Calls
+///   on_begin(numbers)            before a sub-block; numbers(v) is linear
+///   on_level(step, i, v, level)  for each place i of a step and each register, level as level_of has it
+///   on_step(steps)               after each step: how many there were so far
+///   on_end(sub_block, numbers)   after a sub-block, which is so many from the row's first
 template <std::uint32_t Key, class Arch, bool Alone, std::size_t Vectors, class OnBegin, class OnLevel, class OnStep, class OnEnd>
 LOWBIT_ALWAYS_INLINE void decode_steps(const panel_layout& p, const std::uint8_t* const (&panel)[Vectors], std::size_t cols, OnBegin&& on_begin,
                                        OnLevel&& on_level, OnStep&& on_step, OnEnd&& on_end) noexcept {
   constexpr code_shape shape = code_shape::from_key(Key);
-  constexpr std::size_t tokens = Alone ? 1 : register_tokens<Arch>;
+  constexpr std::size_t tokens = Alone ? 1 : register_tokens<Arch>;  // to ask for lines ahead, or not
   std::size_t k = 0, sub_block = 0;
   for_each_block(p, p.blocks(cols), [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
     const auto numbers_of = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
-      return [&, j](std::size_t v) LOWBIT_INLINE_LAMBDA {
-        const std::uint8_t* const head = panel[v] + header;
-        const std::size_t row = first_row<Arch>(v);
-        auto scale = load_numbers<Arch, shape.scale>(head, row);
-        floats<Arch> offset(0.0f);
-        if constexpr (shape.minimum) offset = load_numbers<Arch, shape.scale>(head + p.minimum_at, row);
-        if constexpr (shape.sub != sub_kind::none) {
-          scale *= xsimd::to_float(load_sub_scale<Arch, shape.sub>(p, head, j, row));
-          if constexpr (shape.minimum) offset *= -xsimd::to_float(load_sub_minimum<Arch, shape.sub>(p, head, j, row));
-        }
-        if (p.has_zero()) offset = xsimd::fnma(xsimd::to_float(load_zero<Arch>(p, head, row)), scale, offset);
-        return linear<Arch>{scale, offset};
-      };
+      return [&p, &panel, header, j](std::size_t v) LOWBIT_INLINE_LAMBDA { return load_linear<Key, Arch>(p, panel[v] + header, j, first_row<Arch>(v)); };
     };
     if (first_step == 0) prefetch_after<Arch, tokens>(panel[0] + header, p.unit_headers());
     const auto enters = [&](std::size_t slab) LOWBIT_INLINE_LAMBDA { prefetch_after<Arch, tokens>(panel[0] + codes + slab, shape.bits * step_bytes); };
@@ -59,22 +80,8 @@ LOWBIT_ALWAYS_INLINE void decode_steps(const panel_layout& p, const std::uint8_t
       LOWBIT_UNROLL
       for (int i = 0; i < 4; ++i) {
         LOWBIT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) {
-          constexpr bool is_signed = shape.level != level_kind::unsigned_code;
-          const auto level = [&] LOWBIT_INLINE_LAMBDA {
-            if constexpr (shape.level == level_kind::table_float) {
-              return simd::lookup16<Arch>(ints<Arch>((four[v] >> (8 * i)) & ints<Arch>(15)), &p.float_table[0], Arch{});
-            } else if constexpr (!is_signed) {  // below 128
-              const ints<Arch> in_place = four[v] & ints<Arch>(static_cast<std::int32_t>(0x7fu << (8 * i)));
-              return xsimd::to_float(Alone || i == 0 ? in_place : ints<Arch>(in_place >> (8 * i)));
-            } else {
-              const ints<Arch> top = i == 3 ? four[v] : ints<Arch>(four[v] << (24 - 8 * i));
-              if constexpr (Alone) return xsimd::to_float(i == 0 ? top : ints<Arch>(top & ints<Arch>(static_cast<std::int32_t>(0xff00'0000u))));
-              else return xsimd::to_float(ints<Arch>(top >> 24));
-            }
-          };
-          on_level(k, static_cast<std::size_t>(i), v, floats<Arch>(level()));
-        }
+        for (std::size_t v = 0; v < Vectors; ++v)
+          on_level(k, static_cast<std::size_t>(i), v, level_of<Key, Arch, Alone>(p, four[v], i));
       }
       on_step(++k);
     };
@@ -94,7 +101,7 @@ __attribute__((noinline)) void multiply_one_exactly(const panel_layout& p, const
     LOWBIT_UNROLL
     for (std::size_t v = 0; v < vectors; ++v) f(v);
   };
-  const auto clear = [&] LOWBIT_INLINE_LAMBDA {
+  const auto clear = [&]() LOWBIT_INLINE_LAMBDA {
     for (auto& sums : acc) each([&](std::size_t v) LOWBIT_INLINE_LAMBDA { sums[v] = floats<Arch>(0.0f); });
   };
   const auto total = [&](std::size_t v) LOWBIT_INLINE_LAMBDA { return floats<Arch>((acc[0][v] + acc[1][v]) + (acc[2][v] + acc[3][v])); };
@@ -115,8 +122,8 @@ __attribute__((noinline)) void multiply_one_exactly(const panel_layout& p, const
     for (; c < cols; ++c) column(acc[0], c);
     each([&](std::size_t v) LOWBIT_INLINE_LAMBDA { result[v] = total(v); });
   } else {
-    const std::uint8_t* panels[vectors];
-    for (auto& same : panels) same = panel;
+    const std::uint8_t* panel_of[vectors];  // one for all registers
+    for (auto& same : panel_of) same = panel;
     each([&](std::size_t v) LOWBIT_INLINE_LAMBDA { result[v] = floats<Arch>(0.0f); });
     const auto begins = [&](auto&&) LOWBIT_INLINE_LAMBDA { clear(); };
     const auto on_level = [&](std::size_t k, std::size_t i, std::size_t v, const floats<Arch>& level) LOWBIT_INLINE_LAMBDA {
@@ -129,16 +136,17 @@ __attribute__((noinline)) void multiply_one_exactly(const panel_layout& p, const
         if (p.has_float_sums()) result[v] = xsimd::fma(own.offset, floats<Arch>(x_sums[j]), result[v]);
       });
     };
-    decode_steps<Key, Arch, true>(p, panels, cols, begins, on_level, [](std::size_t) LOWBIT_INLINE_LAMBDA {}, ends);
+    decode_steps<Key, Arch, true>(p, panel_of, cols, begins, on_level, [](std::size_t) LOWBIT_INLINE_LAMBDA {}, ends);
   }
   each([&](std::size_t v) LOWBIT_INLINE_LAMBDA { result[v].store_aligned(y + v * n); });
 }
 
 /// Registers of rows of a tile. Two share the broadcasts of activations: as many loads as multiply-adds would be the limit.
 inline constexpr std::size_t exact_vectors = 2;
-/// Panels that are decoded together, and the columns of each that stay in the first-level cache.
+/// Panels that are decoded together: what a tile takes.
 template <class Arch>
 inline constexpr std::size_t exact_panels = ceil_div(exact_vectors * simd::lanes<Arch>, panel_rows);
+/// Columns that are decoded at once: half of a first-level cache of 32 KB, beside which a tile's activations have room.
 template <class Arch>
 inline constexpr std::size_t exact_columns = (std::size_t{16} << 10) / (exact_panels<Arch> * panel_rows * sizeof(float));
 
@@ -170,7 +178,7 @@ __attribute__((noinline)) void add_products(const float* const (&w)[exact_vector
   each([&](std::size_t v, std::size_t t) LOWBIT_INLINE_LAMBDA { acc[v][t].store_aligned(y + t * y_stride + v * n); });
 }
 
-/// One or two panels times some tiles of tokens.
+/// One or two panels times some tiles of tokens. (16 KB of a thread's stack for weights, and up to 24 KB for results.)
 template <std::uint32_t Key, class Arch>
 class exact_product {
  public:
@@ -180,76 +188,83 @@ class exact_product {
 
   exact_product(const multiply_args& a, std::size_t first_token, std::size_t tokens) noexcept : a_(a), first_token_(first_token), tokens_(tokens) {}
 
-  /// Panels from `panel` on; one that is not there is computed as the first: cheaper than code of its own.
-  void run(std::size_t panel, std::size_t count) noexcept {
-    const panel_layout& p = *a_.layout;
-    const std::uint8_t* at[panels];
-    for (std::size_t i = 0; i < panels; ++i) at[i] = a_.panels + (panel + (i < count ? i : 0)) * p.panel_bytes(a_.cols);
-    std::memset(y_, 0, sizeof y_);
-    if constexpr (shape.level == level_kind::plain) {
-      for (std::size_t c = 0; c < a_.cols; c += columns_) {
-        columns_ = a_.cols - c < exact_columns<Arch> ? a_.cols - c : exact_columns<Arch>;
-        const float* w[panels];
-        for (std::size_t i = 0; i < panels; ++i) {
-          const std::uint8_t* const from = at[i] + c * panel_rows * size_of(shape.scale);
-          w[i] = decoded_[i][0];
-          if constexpr (shape.scale == number::f32) w[i] = reinterpret_cast<const float*>(from);
-          else
-            for (std::size_t n = 0; n < columns_ * panel_rows; n += simd::lanes<Arch>)
-              load_numbers<Arch, shape.scale>(from, n).store_aligned(decoded_[i][0] + n);
-        }
-        multiply(w, c);
-      }
-    } else {
-      constexpr std::size_t vectors = rows / simd::lanes<Arch>, steps = exact_columns<Arch> / step_weights;
-      const std::uint8_t* of_vector[vectors];
-      for (std::size_t v = 0; v < vectors; ++v) of_vector[v] = at[v * simd::lanes<Arch> / panel_rows];
-      const float* w[panels];
-      for (std::size_t i = 0; i < panels; ++i) w[i] = decoded_[i][0];
-      std::size_t filled = 0;
-      linear<Arch> own[vectors];
-      const auto begins = [&](auto&& numbers) LOWBIT_INLINE_LAMBDA {
-        LOWBIT_UNROLL
-        for (std::size_t v = 0; v < vectors; ++v) own[v] = numbers(v);
-      };
-      const auto on_level = [&](std::size_t, std::size_t i, std::size_t v, const floats<Arch>& level) LOWBIT_INLINE_LAMBDA {
-        xsimd::fma(level, own[v].scale, own[v].offset).store_aligned(&decoded_[v * simd::lanes<Arch> / panel_rows][filled * step_weights + i][first_row<Arch>(v)]);
-      };
-      const auto on_step = [&](std::size_t k) LOWBIT_INLINE_LAMBDA {
-        if (++filled != steps) return;
-        columns_ = steps * step_weights;
-        multiply(w, k * step_weights - columns_);
-        filled = 0;
-      };
-      decode_steps<Key, Arch, false>(p, of_vector, a_.cols, begins, on_level, on_step, [](std::size_t, auto&&) LOWBIT_INLINE_LAMBDA {});
-      if (columns_ = filled * step_weights; filled != 0) multiply(w, p.padded_cols(a_.cols) - columns_);
-    }
-    deliver(a_, y_[0], rows, panel * panel_rows, count * panel_rows, first_token_, tokens_);
+  /// Panels from `first` on; one that is not there is computed as the first: cheaper than code of its own.
+  void run(std::size_t first, std::size_t count) noexcept {
+    for (std::size_t i = 0; i < panels; ++i) panel_[i] = a_.panels + (first + (i < count ? i : 0)) * a_.layout->panel_bytes(a_.cols);
+    std::memset(y_, 0, round_up(tokens_, full) * sizeof y_[0]);
+    if constexpr (shape.level == level_kind::plain) take_numbers();
+    else take_codes();
+    deliver(a_, y_[0], rows, first * panel_rows, count * panel_rows, first_token_, tokens_);
   }
 
  private:
-  /// All tiles times the columns_ from c on.
-  __attribute__((noinline)) void multiply(const float* const (&w)[panels], std::size_t c) noexcept {
+  static constexpr code_shape shape = code_shape::from_key(Key);
+
+  void take_numbers() noexcept {
+    for (std::size_t c = 0; c < a_.cols; c += exact_columns<Arch>) {
+      const std::size_t columns = a_.cols - c < exact_columns<Arch> ? a_.cols - c : exact_columns<Arch>;
+      const float* weights[panels];
+      for (std::size_t i = 0; i < panels; ++i) {
+        const std::uint8_t* const from = panel_[i] + c * panel_rows * size_of(shape.scale);
+        if constexpr (shape.scale == number::f32) {
+          weights[i] = reinterpret_cast<const float*>(from);
+        } else {
+          for (std::size_t j = 0; j < columns * panel_rows; j += simd::lanes<Arch>)
+            load_numbers<Arch, shape.scale>(from, j).store_aligned(decoded_[i][0] + j);
+          weights[i] = decoded_[i][0];
+        }
+      }
+      add_columns(weights, c, columns);
+    }
+  }
+
+  void take_codes() noexcept {
+    constexpr std::size_t lanes = simd::lanes<Arch>, vectors = rows / lanes;
+    const std::uint8_t* panel_of[vectors];
+    for (std::size_t v = 0; v < vectors; ++v) panel_of[v] = panel_[v * lanes / panel_rows];
+    const float* weights[panels];
+    for (std::size_t i = 0; i < panels; ++i) weights[i] = decoded_[i][0];
+    std::size_t filled = 0;  // columns
+    linear<Arch> makes[vectors];
+    const auto begins = [&](auto&& numbers) LOWBIT_INLINE_LAMBDA {
+      LOWBIT_UNROLL
+      for (std::size_t v = 0; v < vectors; ++v) makes[v] = numbers(v);
+    };
+    const auto on_level = [&](std::size_t, std::size_t i, std::size_t v, const floats<Arch>& level) LOWBIT_INLINE_LAMBDA {
+      xsimd::fma(level, makes[v].scale, makes[v].offset).store_aligned(decoded_[v * lanes / panel_rows][filled + i] + first_row<Arch>(v));
+    };
+    const auto on_step = [&](std::size_t steps) LOWBIT_INLINE_LAMBDA {
+      filled += step_weights;
+      if (filled != exact_columns<Arch>) return;
+      add_columns(weights, steps * step_weights - filled, filled);
+      filled = 0;
+    };
+    decode_steps<Key, Arch, false>(*a_.layout, panel_of, a_.cols, begins, on_level, on_step, [](std::size_t, auto&&) LOWBIT_INLINE_LAMBDA {});
+    if (filled != 0) add_columns(weights, a_.layout->padded_cols(a_.cols) - filled, filled);
+  }
+
+  /// All tiles times some columns from c on.
+  __attribute__((noinline)) void add_columns(const float* const (&weights)[panels], std::size_t c, std::size_t columns) noexcept {
     const std::size_t cols = a_.layout->padded_cols(a_.cols);
     for (std::size_t row = 0; row < rows; row += exact_vectors * simd::lanes<Arch>) {
       const float* of_vector[exact_vectors];
       for (std::size_t v = 0; v < exact_vectors; ++v) {
-        const std::size_t at = row + v * simd::lanes<Arch>;
-        of_vector[v] = w[at / panel_rows] + at % panel_rows;
+        const std::size_t r = row + v * simd::lanes<Arch>;
+        of_vector[v] = weights[r / panel_rows] + r % panel_rows;
       }
       for (std::size_t t = 0; t < tokens_; t += full) {
-        const std::size_t first = first_token_ + t, width = tile_width<activation_kind::floats>(first / full, a_.tokens, full);
-        const float* const x = a_.x.floats + first * cols + c * width;
-        if (width == full) add_products<Arch, full>(of_vector, columns_, x, y_[t] + row, rows);
-        else if (width == 1) add_products<Arch, 1>(of_vector, columns_, x, y_[t] + row, rows);
-        else add_products<Arch, 4>(of_vector, columns_, x, y_[t] + row, rows);
+        const std::size_t token = first_token_ + t, width = tile_width<activation_kind::floats>(token / full, a_.tokens, full);
+        const float* const x = a_.x.floats + token * cols + c * width;
+        if (width == full) add_products<Arch, full>(of_vector, columns, x, y_[t] + row, rows);
+        else if (width == 1) add_products<Arch, 1>(of_vector, columns, x, y_[t] + row, rows);
+        else add_products<Arch, 4>(of_vector, columns, x, y_[t] + row, rows);
       }
     }
   }
 
-  static constexpr code_shape shape = code_shape::from_key(Key);
   const multiply_args& a_;
-  std::size_t first_token_, tokens_, columns_ = 0;
+  std::size_t first_token_, tokens_;
+  const std::uint8_t* panel_[panels];
   alignas(64) float decoded_[panels][exact_columns<Arch>][panel_rows];
   alignas(64) float y_[most_tiles * full][rows];
 };
@@ -260,7 +275,7 @@ class exact_product {
 /// compiled for.
 template <std::uint32_t Key, class Arch>
 void multiply_exactly(const multiply_args& a) noexcept {
-  if (a.tokens == 1) {
+  if (is_alone(a.tokens)) {
     for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
       alignas(64) float y[panel_rows];
       detail::multiply_one_exactly<Key, Arch>(*a.layout, a.panels + panel * a.layout->panel_bytes(a.cols), a.cols, a.x.floats, a.x.float_sums, y);

@@ -7,7 +7,7 @@
 namespace lowbit::kernel {
 
 /// What becomes of a tile of results that is not simply stored: values[t * stride + r] is that of row `row` + r for column `token` + t
-/// of the activations, r < rows, t < tokens. Each row has room up to a multiple of 16 values, of which those past `rows` mean nothing.
+/// of the activations, r < rows, t < tokens: up to a few hundred columns at once. Each row has room up to a multiple of 16 values, of which those past `rows` mean nothing.
 using finish_function = void (*)(const void* context, float* values, std::size_t stride, std::size_t row, std::size_t rows,
                                  std::size_t token, std::size_t tokens) noexcept;
 
