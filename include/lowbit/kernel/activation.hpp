@@ -135,7 +135,7 @@ inline std::size_t place_activations(const panel_layout& p, std::size_t tokens, 
   return at;
 }
 
-/// Whether activations prepared for one layout serve the other, with the same kernels.
+/// Whether activations prepared for one layout serve the other, with the same kernels and equal tile_tokens.
 LOWBIT_ALWAYS_INLINE constexpr bool share_activations(const panel_layout& a, const panel_layout& b, activation_kind kind) noexcept {
   if (a.shape.level == level_kind::plain || b.shape.level == level_kind::plain) return a.shape.level == b.shape.level;
   if (kind == activation_kind::floats) {  // what a token alone is prepared by

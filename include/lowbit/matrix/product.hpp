@@ -90,7 +90,7 @@ struct operand {
   }
   [[nodiscard]] bool serves(const operand& o) const noexcept {
     return x.data == o.x.data && x.stride == o.x.stride && from == o.from && tokens == o.tokens && kind == o.kind && &w->unit() == &o.w->unit() &&
-           x.cols == o.x.cols && kernel::share_activations(w->layout(), o.w->layout(), kind) && w->inputs() == o.w->inputs() &&
+           x.cols == o.x.cols && tile_tokens() == o.tile_tokens() && kernel::share_activations(w->layout(), o.w->layout(), kind) && w->inputs() == o.w->inputs() &&
            w->ignored() == o.w->ignored();
   }
   void prepare(std::size_t begin, std::size_t end) const noexcept {
