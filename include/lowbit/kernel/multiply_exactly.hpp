@@ -210,8 +210,8 @@ class exact_product {
           weights[i] = reinterpret_cast<const float*>(from);
         } else {
           for (std::size_t j = 0; j < columns * panel_rows; j += simd::lanes<Arch>)
-            load_numbers<Arch, shape.scale>(from, j).store_aligned(decoded_[i][0] + j);
-          weights[i] = decoded_[i][0];
+            load_numbers<Arch, shape.scale>(from, j).store_aligned(decoded_[i] + j);
+          weights[i] = decoded_[i];
         }
       }
       add_columns(weights, c, columns);
@@ -223,7 +223,7 @@ class exact_product {
     const std::uint8_t* panel_of[vectors];
     for (std::size_t v = 0; v < vectors; ++v) panel_of[v] = panel_[v * lanes / panel_rows];
     const float* weights[panels];
-    for (std::size_t i = 0; i < panels; ++i) weights[i] = decoded_[i][0];
+    for (std::size_t i = 0; i < panels; ++i) weights[i] = decoded_[i];
     std::size_t filled = 0;  // columns
     linear<Arch> makes[vectors];
     const auto begins = [&](auto&& numbers) LOWBIT_INLINE_LAMBDA {
@@ -231,7 +231,8 @@ class exact_product {
       for (std::size_t v = 0; v < vectors; ++v) makes[v] = numbers(v);
     };
     const auto on_level = [&](std::size_t, std::size_t i, std::size_t v, const floats<Arch>& level) LOWBIT_INLINE_LAMBDA {
-      xsimd::fma(level, makes[v].scale, makes[v].offset).store_aligned(decoded_[v * lanes / panel_rows][filled + i] + first_row<Arch>(v));
+      float* const column = decoded_[v * lanes / panel_rows] + (filled + i) * panel_rows;
+      xsimd::fma(level, makes[v].scale, makes[v].offset).store_aligned(column + first_row<Arch>(v));
     };
     const auto on_step = [&](std::size_t steps) LOWBIT_INLINE_LAMBDA {
       filled += step_weights;
@@ -265,7 +266,7 @@ class exact_product {
   const multiply_args& a_;
   std::size_t first_token_, tokens_;
   const std::uint8_t* panel_[panels];
-  alignas(64) float decoded_[panels][exact_columns<Arch>][panel_rows];
+  alignas(64) float decoded_[panels][exact_columns<Arch> * panel_rows];  // [column][row]
   alignas(64) float y_[most_tiles * full][rows];
 };
 
