@@ -53,17 +53,20 @@ inline constexpr std::size_t register_tokens = simd::includes<Arch, xsimd::avx51
 /// Rows, or tokens, of a matrix register.
 inline constexpr std::size_t matrix_rows = 16;
 
-/// Whether whole tiles of so many tokens go there: where they are enough to share what is unpacked (more than two tiles without, or two of these if a
-/// level is unpacked to two bytes), each sum is of at least 64 products (of whole registers, with sub-scales in the levels), and the system lets the
-/// process.
+/// Whether whole tiles of so many tokens go there: where they are enough to share what is unpacked (more than two tiles without; two of these if a
+/// level is unpacked to two bytes or a sum is of less than a register's steps), and the system lets the process. With sub-scales in the levels, sums
+/// are of whole registers.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_kind kind, std::size_t tokens) noexcept {
   if constexpr (simd::has_matrix_registers<Arch>) {
-    const bool two_bytes = p.shape.sub != sub_kind::none && !p.shape.has_byte_products();
-    if (kind != activation_kind::bf16 && tokens < (two_bytes ? 2 * matrix_rows : 2 * register_tokens<Arch> + 1)) return false;
-    if (!has_matrix_products<Arch>(p.shape, kind) || !simd::may_use_matrix_registers<Arch>()) return false;
-    if (p.shape.sub == sub_kind::none) return p.sub_steps >= matrix_steps || kind != activation_kind::int8;
-    return p.block_steps() % matrix_steps == 0 && p.scaled_levels;
+    if (!has_matrix_products<Arch>(p.shape, kind)) return false;
+    if (kind != activation_kind::bf16) {
+      const bool two_level = p.shape.sub != sub_kind::none;
+      if (two_level && (p.block_steps() % matrix_steps != 0 || !p.scaled_levels)) return false;
+      const bool two_tiles = two_level ? !p.shape.has_byte_products() : kind == activation_kind::int8 && p.sub_steps < matrix_steps;
+      if (tokens < (two_tiles ? 2 * matrix_rows : 2 * register_tokens<Arch> + 1)) return false;
+    }
+    return simd::may_use_matrix_registers<Arch>();
   } else {
     return false;
   }

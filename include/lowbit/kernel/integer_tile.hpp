@@ -68,9 +68,10 @@ struct block_sums {
     return y + simd::rounded_product<Arch>(value, simd::rounded_product<Arch>(scale, floats<Arch>(x_scale), Arch{}), Arch{});
   }
   /// Of a block without sub-blocks: its minimum times its activations.
-  static LOWBIT_ALWAYS_INLINE floats<Arch> add_minimum(const floats<Arch>& y, const floats<Arch>& minimum, float x_scale, std::int32_t x_sum) noexcept {
+  static LOWBIT_ALWAYS_INLINE floats<Arch> add_minimum(const floats<Arch>& y, const floats<Arch>& minimum, float x_scale,
+                                                       const floats<Arch>& x_sum) noexcept {
     const auto both = simd::rounded_product<Arch>(minimum, floats<Arch>(x_scale), Arch{});
-    return y + simd::rounded_product<Arch>(floats<Arch>(static_cast<float>(x_sum)), both, Arch{});
+    return y + simd::rounded_product<Arch>(x_sum, both, Arch{});
   }
   /// `minima` is the sum of sub-minima times their activations.
   static LOWBIT_ALWAYS_INLINE floats<Arch> take_minima(const floats<Arch>& y, const floats<Arch>& minimum, float x_scale, const ints<Arch>& minima) noexcept {
@@ -247,7 +248,7 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
         LOWBIT_UNROLL
         for (std::size_t t = 0; t < Tokens; ++t) {
           if constexpr (two_level) tile.y[v][t] = finish::take_minima(tile.y[v][t], minimum, x.scales[t], acc[0][v][t]);
-          else tile.y[v][t] = finish::add_minimum(tile.y[v][t], minimum, x.scales[t], x.sums[t]);
+          else tile.y[v][t] = finish::add_minimum(tile.y[v][t], minimum, x.scales[t], xsimd::to_float(ints<Arch>(x.sums[t])));
         }
       }
     }

@@ -38,7 +38,8 @@ template <std::uint32_t Key, activation_kind Kind, class Arch>
 class matrix_product {
  public:
   matrix_product(const multiply_args& a, const std::uint8_t* panel, std::size_t first_token, std::size_t tiles, float (*y)[panel_rows]) noexcept
-      : p_(*a.layout), x_(a.x), panel_(panel), y_(y), first_token_(first_token), tiles_(tiles), blocks_(p_.blocks(a.cols)) {}
+      : p_(*a.layout), x_(a.x), panel_(panel), y_(y), first_token_(first_token), tiles_(tiles), blocks_(p_.blocks(a.cols)),
+        starts_(!split && !two_level && shared_zero<Arch, Kind>(p_, true) != 0) {}
 
   LOWBIT_ALWAYS_INLINE void run() noexcept {
     const std::size_t steps = steps_of_register(p_, Kind), pieces_of_block = ceil_div(p_.block_steps(), steps);
@@ -136,7 +137,11 @@ class matrix_product {
   template <bool WithZero>
   LOWBIT_ALWAYS_INLINE void multiply(std::size_t g, bool open) noexcept {
     const matrix_strides strides = strides_of(p_.block_steps(), matrix_rows);
-    const std::size_t each = matrix_rows * blocks_ * p_.block_steps() * words_of_step, all = count_ + (open ? 1 : 0);
+    const std::size_t token_bytes = strides.token * sizeof(std::int32_t), low_words = matrix_rows * p_.block_steps();
+    const std::size_t words_of_tile = g * matrix_rows * blocks_ * p_.block_steps() * words_of_step;
+    const std::size_t whole = count_, all = whole + (open ? 1 : 0);
+    const std::size_t place = (first_token_ + g * matrix_rows) * blocks_ + unpacked_[0].index * matrix_rows;
+    tile_activations x{nullptr, x_.scales + place, x_.sums + place, x_.starts + place, x_.pairs + place * p_.sum_pairs()};
     alignas(64) sums_of_tile sums[2];  // by turns
     float(*const y)[panel_rows] = y_ + g * matrix_rows;
     floats<Arch> results[matrix_rows];
@@ -151,9 +156,9 @@ class matrix_product {
         registers::template clear<r>();
         if constexpr (parts == 2) registers::template clear<low>();
       }
-      const std::int32_t* left = unpacked_[i].words + g * each;
+      const std::int32_t* left = unpacked_[i].words + words_of_tile;
       for (std::size_t n = unpacked_[i].pieces; n != 0; --n, left += strides.piece, right += sizeof right_[0]) {
-        registers::template load<registers::left>(left, strides.token * sizeof(std::int32_t));
+        registers::template load<registers::left>(left, token_bytes);
         registers::template load<registers::right>(right, step_bytes);
         registers::template multiply_s8s8<r>();
         if constexpr (sides == 2) {
@@ -161,68 +166,75 @@ class matrix_product {
           registers::template multiply_s8s8<low>();
         }
         if constexpr (wide) {
-          registers::template load<registers::left>(left + matrix_rows * p_.block_steps(), strides.token * sizeof(std::int32_t));
+          registers::template load<registers::left>(left + low_words, token_bytes);
           registers::template multiply_u8s8<low>();
         }
       }
     };
     const auto store = [&](auto r, std::size_t i) LOWBIT_INLINE_LAMBDA {
-      auto& to = i == count_ ? open_[g] : sums[i % 2];
+      auto& to = i == whole ? open_[g] : sums[i % 2];
       registers::template store<r>(to[0], sizeof to[0][0]);
       if constexpr (parts == 2) registers::template store<r + 1>(to[1], sizeof to[0][0]);
     };
     // Products take some 50 cycles until they can be stored, and what is stored some until it can be loaded: three blocks are on their way.
-    std::size_t turn = 0;
-    for (std::size_t i = 0; i < count_ + 3; ++i, turn = turn == 2 ? 0 : turn + 1) {
-      const auto with = [&](auto now, auto before) LOWBIT_INLINE_LAMBDA {
-        if (i < all) products(now, i);
-        if (i >= 2 && i - 2 < all) store(before, i - 2);
-      };
-      constexpr std::integral_constant<int, 0> first;
-      constexpr std::integral_constant<int, 2> second;
-      constexpr std::integral_constant<int, 4> third;
-      if (turn == 0) with(first, second);
-      else if (turn == 1) with(second, third);
-      else with(third, first);
-      if (i >= 3) end_block<WithZero>(unpacked_[i - 3], g, sums[(i - 3) % 2], results);
-    }
+    std::size_t i = 0;
+    const auto step = [&](auto now, auto before) LOWBIT_INLINE_LAMBDA {
+      if (i < all) products(now, i);
+      if (i >= 2 && i - 2 < all) store(before, i - 2);
+      if (i >= 3) end_block<WithZero>(unpacked_[i - 3].header, x, sums[(i - 3) % 2][0][0], results);
+      return ++i < whole + 3;
+    };
+    constexpr std::integral_constant<int, 0> first;
+    constexpr std::integral_constant<int, 2> second;
+    constexpr std::integral_constant<int, 4> third;
+    while (step(first, second) && step(second, third) && step(third, first)) {}
     each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { results[t].store_aligned(y[t]); });
   }
 
-  /// Adds a block's sums for tile g to the results.
+  /// Adds a block's sums, [parts][token][row], to the results, and steps to the next block.
   template <bool WithZero>
-  LOWBIT_ALWAYS_INLINE void end_block(const unpacked_block& of, std::size_t g, sums_of_tile& sums, floats<Arch> (&results)[matrix_rows]) noexcept {
-    const std::size_t place = (first_token_ + g * matrix_rows) * blocks_ + of.index * matrix_rows;
-    const float* const x_scales = x_.scales + place;
-    const std::int32_t *const x_sums = x_.sums + place, *pairs = x_.pairs + place * p_.sum_pairs();
-    if (!split && !two_level && shared_zero<Arch, Kind>(p_, true) != 0)  // beyond signed bytes: no format of the registry
+  LOWBIT_ALWAYS_INLINE void end_block(const std::uint8_t* header, tile_activations& x, std::int32_t* sums, floats<Arch> (&results)[matrix_rows]) noexcept {
+    sums = simd::one_address(sums);
+    constexpr std::size_t part = matrix_rows * panel_rows;
+    if (starts_)  // beyond signed bytes: no format of the registry
       for (std::size_t t = 0; t < matrix_rows; ++t) {
-        std::int32_t* const sum = sums[parts - 1][t];
-        (ints<Arch>::load_aligned(sum) + ints<Arch>(x_.starts[place + t])).store_aligned(sum);
+        std::int32_t* const sum = sums + (parts - 1) * part + t * panel_rows;
+        (ints<Arch>::load_aligned(sum) + ints<Arch>(x.starts[t])).store_aligned(sum);
       }
     ints<Arch> zero, minima[matrix_rows];
     floats<Arch> minimum;
-    if constexpr (WithZero) zero = load_zero_pairs<Arch>(p_, of.header, 0);
-    if constexpr (shape.minimum) minimum = load_numbers<Arch, shape.scale>(of.header + p_.minimum_at, 0);
+    if constexpr (WithZero) zero = load_zero_pairs<Arch>(p_, header, 0);
+    if constexpr (shape.minimum) minimum = load_numbers<Arch, shape.scale>(header + p_.minimum_at, 0);
     if constexpr (shape.minimum && two_level) {
       each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { minima[t] = ints<Arch>(0); });
-      for (std::size_t j = 0; j < p_.sum_pairs(); ++j, pairs += matrix_rows) {
-        const auto two = load_sub_minima<Arch, shape.sub>(p_, of.header, j, 0);
-        each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { minima[t] = simd::dot2_s16<Arch>(minima[t], two, ints<Arch>(pairs[t]), Arch{}); });
+      for (std::size_t j = 0; j < p_.sum_pairs(); ++j) {
+        const auto two = load_sub_minima<Arch, shape.sub>(p_, header, j, 0);
+        each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA {
+          minima[t] = simd::dot2_s16<Arch>(minima[t], two, ints<Arch>(x.pairs[j * matrix_rows + t]), Arch{});
+        });
       }
     }
-    const auto scale = finish::scale(p_, of.header, 0);
+    alignas(64) float x_sums[matrix_rows];
+    if constexpr (shape.minimum && !two_level) {
+      static_assert(simd::lanes<Arch> == matrix_rows);
+      xsimd::to_float(ints<Arch>::load_aligned(x.sums)).store_aligned(x_sums);
+    }
+    const auto scale = finish::scale(p_, header, 0);
     each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA {
-      auto sum = ints<Arch>::load_aligned(sums[0][t]);
+      auto sum = ints<Arch>::load_aligned(sums + t * panel_rows);
       ints<Arch> low;
-      if constexpr (parts == 2) low = ints<Arch>::load_aligned(sums[1][t]);
+      if constexpr (parts == 2) low = ints<Arch>::load_aligned(sums + part + t * panel_rows);
       if constexpr (wide) sum = (sum << 8) + low;
       if constexpr (wide_levels) sum = (sum << 7) + low;
-      if constexpr (WithZero) sum = simd::dot2_s16<Arch>(sum, zero, ints<Arch>(pairs[t]), Arch{});
-      results[t] = finish::add_block(results[t], sum, low, scale, x_scales[t]);
-      if constexpr (shape.minimum && two_level) results[t] = finish::take_minima(results[t], minimum, x_scales[t], minima[t]);
-      else if constexpr (shape.minimum) results[t] = finish::add_minimum(results[t], minimum, x_scales[t], x_sums[t]);
+      if constexpr (WithZero) sum = simd::dot2_s16<Arch>(sum, zero, ints<Arch>(x.pairs[t]), Arch{});
+      results[t] = finish::add_block(results[t], sum, low, scale, x.scales[t]);
+      if constexpr (shape.minimum && two_level) results[t] = finish::take_minima(results[t], minimum, x.scales[t], minima[t]);
+      else if constexpr (shape.minimum) results[t] = finish::add_minimum(results[t], minimum, x.scales[t], floats<Arch>(x_sums[t]));
     });
+    x.scales += matrix_rows;
+    x.sums += matrix_rows;
+    x.starts += matrix_rows;
+    x.pairs += matrix_rows * p_.sum_pairs();
   }
 
   template <class F>
@@ -237,6 +249,7 @@ class matrix_product {
   float (*y_)[panel_rows];
   std::size_t first_token_, tiles_, blocks_;
   std::size_t count_ = 0, pieces_ = 0;   ///< whole blocks and pieces that are unpacked
+  bool starts_;                          ///< whether sums begin with what a shared zero-point leaves beside its bytes
   bool begun_ = false;                   ///< the first block was before: its sums so far are in open_
   unpacked_block unpacked_[most_pieces + 1];
   alignas(64) std::uint8_t right_[most_pieces][sides][matrix_steps * step_bytes];

@@ -38,6 +38,13 @@ LOWBIT_ALWAYS_INLINE batch<T, Arch> in_order(batch<T, Arch> sum, requires_arch<x
   return sum;
 }
 
+/// A pointer that compilers know nothing of: of what they know they make a variable for every place behind it, and run out of registers for these.
+template <class T>
+LOWBIT_ALWAYS_INLINE T* one_address(T* p) noexcept {
+  asm("" : "+r"(p));
+  return p;
+}
+
 /// In every byte the bits of Mask, which come from `right` places further up (or, where that is negative, down) in the same byte.
 template <unsigned Mask, class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::uint8_t, Arch> moved_bits(batch<std::uint8_t, Arch> v, int right, requires_arch<xsimd::generic>) noexcept {
