@@ -200,6 +200,13 @@ class exact_product {
  private:
   static constexpr code_shape shape = code_shape::from_key(Key);
 
+  /// What of each panel is read after some columns: asked for while they are multiplied, since numbers of two and four bytes are more than the
+  /// processor's prefetcher brings in time, which begins anew after every pause.
+  struct read_next {
+    const std::uint8_t* from[panels];
+    std::size_t bytes;
+  };
+
   void take_numbers() noexcept {
     for (std::size_t c = 0; c < a_.cols; c += exact_columns<Arch>) {
       const std::size_t columns = a_.cols - c < exact_columns<Arch> ? a_.cols - c : exact_columns<Arch>;
@@ -214,7 +221,10 @@ class exact_product {
           weights[i] = decoded_[i];
         }
       }
-      add_columns(weights, c, columns);
+      const std::size_t bytes = columns * panel_rows * size_of(shape.scale);
+      read_next next{{}, bytes};
+      for (std::size_t i = 0; i < panels; ++i) next.from[i] = panel_[i] + c * panel_rows * size_of(shape.scale) + bytes;
+      add_columns(weights, c, columns, next);
     }
   }
 
@@ -237,16 +247,18 @@ class exact_product {
     const auto on_step = [&](std::size_t steps) LOWBIT_INLINE_LAMBDA {
       filled += step_weights;
       if (filled != exact_columns<Arch>) return;
-      add_columns(weights, steps * step_weights - filled, filled);
+      add_columns(weights, steps * step_weights - filled, filled, {});
       filled = 0;
     };
     decode_steps<Key, Arch, false>(*a_.layout, panel_of, a_.cols, begins, on_level, on_step, [](std::size_t, auto&&) LOWBIT_INLINE_LAMBDA {});
-    if (filled != 0) add_columns(weights, a_.layout->padded_cols(a_.cols) - filled, filled);
+    if (filled != 0) add_columns(weights, a_.layout->padded_cols(a_.cols) - filled, filled, {});
   }
 
   /// All tiles times some columns from c on.
-  __attribute__((noinline)) void add_columns(const float* const (&weights)[panels], std::size_t c, std::size_t columns) noexcept {
-    const std::size_t cols = a_.layout->padded_cols(a_.cols);
+  __attribute__((noinline)) void add_columns(const float* const (&weights)[panels], std::size_t c, std::size_t columns,
+                                             const read_next& next) noexcept {
+    const std::size_t cols = a_.layout->padded_cols(a_.cols), tiles = ceil_div(tokens_, full);
+    const std::size_t share = tiles < 2 ? 0 : round_up(ceil_div(next.bytes, tiles), 64);  // of a tile; one alone pauses too shortly
     for (std::size_t row = 0; row < rows; row += exact_vectors * simd::lanes<Arch>) {
       const float* of_vector[exact_vectors];
       for (std::size_t v = 0; v < exact_vectors; ++v) {
@@ -256,6 +268,8 @@ class exact_product {
       for (std::size_t t = 0; t < tokens_; t += full) {
         const std::size_t token = first_token_ + t, width = tile_width<activation_kind::floats>(token / full, a_.tokens, full);
         const float* const x = a_.x.floats + token * cols + c * width;
+        for (std::size_t at = t / full * share, end = at + share; at < end && at < next.bytes; at += 64)
+          for (const std::uint8_t* from : next.from) __builtin_prefetch(from + at, 0, 2);
         if (width == full) add_products<Arch, full>(of_vector, columns, x, y_[t] + row, rows);
         else if (width == 1) add_products<Arch, 1>(of_vector, columns, x, y_[t] + row, rows);
         else add_products<Arch, 4>(of_vector, columns, x, y_[t] + row, rows);
