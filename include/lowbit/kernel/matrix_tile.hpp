@@ -50,7 +50,7 @@ class matrix_product {
       table[0][i] = static_cast<std::uint8_t>((split ? p_.split.high[i] : p_.table[i]) + shift);
       if constexpr (split) table[1][i] = p_.split.low[i];
     }
-    const bytes<Arch> zeros(zero);
+    bytes<Arch> zeros(zero);
 
     std::size_t block = 0, filled = 0;
     const auto end_piece = [&]() LOWBIT_INLINE_LAMBDA {
@@ -61,7 +61,17 @@ class matrix_product {
       ++unpacked_[count_].pieces;
     };
     for_each_block(p_, blocks_, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
-      unpacked_[count_] = {panel_ + header, x_.words + (first_token_ * blocks_ + block * matrix_rows) * p_.block_steps() * words_of_step, block, 0};
+      const std::int32_t* const words = x_.words + (first_token_ * blocks_ + block * matrix_rows) * p_.block_steps() * words_of_step;
+      unpacked_[count_] = {panel_ + header, words, block, 0, p_.stored_zero};
+      if constexpr (shape.level == level_kind::unsigned_code) {
+        if (p_.stored_zero) {  // taken off here if what is left are signed bytes
+          const auto stored = load_zero<Arch>(p_, panel_ + header, 0);
+          const bool fits = xsimd::all(stored >= ints<Arch>((1 << shape.bits) - 128) && stored <= ints<Arch>(128));
+          zeros = fits ? xsimd::bitwise_cast<std::uint8_t>((stored & ints<Arch>(255)) * ints<Arch>(0x01010101)) : bytes<Arch>(zero);
+          unpacked_[count_].zero = !fits;
+        }
+      }
+      further_zeros_ |= unpacked_[count_].zero;
       int16s sub_scale;
       const auto begins = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
         if constexpr (two_level) {
@@ -120,12 +130,14 @@ class matrix_product {
     const std::uint8_t* header;
     const std::int32_t* words;  ///< the first tile's activations
     std::size_t index, pieces;
+    bool zero;                  ///< sums have a stored zero-point to lose
   };
 
   /// All tiles times what is unpacked, the last block of which may be `open`: more of it follows.
   void multiply(bool open) noexcept {
-    for (std::size_t g = 0; g < tiles_; ++g) p_.stored_zero ? multiply<true>(g, open) : multiply<false>(g, open);
+    for (std::size_t g = 0; g < tiles_; ++g) further_zeros_ ? multiply<true>(g, open) : multiply<false>(g, open);
     begun_ = open;
+    further_zeros_ = open && unpacked_[count_].zero;
     if (open) {
       unpacked_[0] = unpacked_[count_];
       unpacked_[0].words += unpacked_[0].pieces * strides_of(p_.block_steps(), matrix_rows).piece;
@@ -181,7 +193,7 @@ class matrix_product {
     const auto step = [&](auto now, auto before) LOWBIT_INLINE_LAMBDA {
       if (i < all) products(now, i);
       if (i >= 2 && i - 2 < all) store(before, i - 2);
-      if (i >= 3) end_block<WithZero>(unpacked_[i - 3].header, x, sums[(i - 3) % 2][0][0], results);
+      if (i >= 3) end_block<WithZero>(unpacked_[i - 3], x, sums[(i - 3) % 2][0][0], results);
       return ++i < whole + 3;
     };
     constexpr std::integral_constant<int, 0> first;
@@ -193,7 +205,9 @@ class matrix_product {
 
   /// Adds a block's sums, [parts][token][row], to the results, and steps to the next block.
   template <bool WithZero>
-  LOWBIT_ALWAYS_INLINE void end_block(const std::uint8_t* header, tile_activations& x, std::int32_t* sums, floats<Arch> (&results)[matrix_rows]) noexcept {
+  LOWBIT_ALWAYS_INLINE void end_block(const unpacked_block& of, tile_activations& x, std::int32_t* sums,
+                                      floats<Arch> (&results)[matrix_rows]) noexcept {
+    const std::uint8_t* const header = of.header;
     sums = simd::one_address(sums);
     constexpr std::size_t part = matrix_rows * panel_rows;
     if (starts_)  // beyond signed bytes: no format of the registry
@@ -203,7 +217,7 @@ class matrix_product {
       }
     ints<Arch> zero, minima[matrix_rows];
     floats<Arch> minimum;
-    if constexpr (WithZero) zero = load_zero_pairs<Arch>(p_, header, 0);
+    if constexpr (WithZero) zero = of.zero ? load_zero_pairs<Arch>(p_, header, 0) : ints<Arch>(0);
     if constexpr (shape.minimum) minimum = load_numbers<Arch, shape.scale>(header + p_.minimum_at, 0);
     if constexpr (shape.minimum && two_level) {
       each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { minima[t] = ints<Arch>(0); });
@@ -250,6 +264,7 @@ class matrix_product {
   std::size_t first_token_, tiles_, blocks_;
   std::size_t count_ = 0, pieces_ = 0;   ///< whole blocks and pieces that are unpacked
   bool starts_;                          ///< whether sums begin with what a shared zero-point leaves beside its bytes
+  bool further_zeros_ = false;           ///< a block among them has its stored zero-point
   bool begun_ = false;                   ///< the first block was before: its sums so far are in open_
   unpacked_block unpacked_[most_pieces + 1];
   alignas(64) std::uint8_t right_[most_pieces][sides][matrix_steps * step_bytes];
