@@ -54,8 +54,8 @@ inline constexpr std::size_t register_tokens = simd::includes<Arch, xsimd::avx51
 inline constexpr std::size_t matrix_rows = 16;
 
 /// Whether whole tiles of so many tokens go there: where they are enough to share what is unpacked (more than two tiles without; two of these if a
-/// level is unpacked to two bytes or a sum is of less than a register's steps), and the system lets the process. With sub-scales in the levels, sums
-/// are of whole registers.
+/// level is unpacked to two bytes, or an int8 product's sum is of less than a register's steps), and the system lets the process. With sub-scales in the
+/// levels, sums are of whole registers.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE bool in_matrix_registers(const panel_layout& p, activation_kind kind, std::size_t tokens) noexcept {
   if constexpr (simd::has_matrix_registers<Arch>) {

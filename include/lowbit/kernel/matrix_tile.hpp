@@ -189,17 +189,19 @@ class matrix_product {
       if constexpr (parts == 2) registers::template store<r + 1>(to[1], sizeof to[0][0]);
     };
     // Products take some 50 cycles until they can be stored, and what is stored some until it can be loaded: three blocks are on their way.
-    std::size_t i = 0;
-    const auto step = [&](auto now, auto before) LOWBIT_INLINE_LAMBDA {
-      if (i < all) products(now, i);
-      if (i >= 2 && i - 2 < all) store(before, i - 2);
+    for (std::size_t i = 0, turn = 0; i < whole + 3; ++i, turn = turn == 2 ? 0 : turn + 1) {
+      const auto with = [&](auto now, auto before) LOWBIT_INLINE_LAMBDA {
+        if (i < all) products(now, i);
+        if (i >= 2 && i - 2 < all) store(before, i - 2);
+      };
+      constexpr std::integral_constant<int, 0> first;
+      constexpr std::integral_constant<int, 2> second;
+      constexpr std::integral_constant<int, 4> third;
+      if (turn == 0) with(first, second);
+      else if (turn == 1) with(second, third);
+      else with(third, first);
       if (i >= 3) end_block<WithZero>(unpacked_[i - 3], x, sums[(i - 3) % 2][0][0], results);
-      return ++i < whole + 3;
-    };
-    constexpr std::integral_constant<int, 0> first;
-    constexpr std::integral_constant<int, 2> second;
-    constexpr std::integral_constant<int, 4> third;
-    while (step(first, second) && step(second, third) && step(third, first)) {}
+    }
     each_row([&](std::size_t t) LOWBIT_INLINE_LAMBDA { results[t].store_aligned(y[t]); });
   }
 

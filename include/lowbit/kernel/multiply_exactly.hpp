@@ -221,9 +221,10 @@ class exact_product {
           weights[i] = decoded_[i];
         }
       }
-      const std::size_t bytes = columns * panel_rows * size_of(shape.scale);
-      read_next next{{}, bytes};
-      for (std::size_t i = 0; i < panels; ++i) next.from[i] = panel_[i] + c * panel_rows * size_of(shape.scale) + bytes;
+      constexpr std::size_t column_bytes = panel_rows * size_of(shape.scale);
+      const std::size_t done = c + columns, left = a_.cols - done;
+      read_next next{{}, (left < exact_columns<Arch> ? left : exact_columns<Arch>) * column_bytes};
+      for (std::size_t i = 0; i < panels; ++i) next.from[i] = panel_[i] + done * column_bytes;
       add_columns(weights, c, columns, next);
     }
   }
