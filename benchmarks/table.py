@@ -7,7 +7,7 @@
 A cell is the share of a limit in percent: of reading memory (one token, by the bytes of packed weights; rounding to nearest, by those of the
 floats), of writing it (de-quantising), of integer dots (4 tokens and more) or of float multiply-adds (exact products). Panels are in
 GB/s of packed bytes, unpacking and packing in 10^9 weights/s, two cores in times the speed of one. Of several runs of a row, the faster of
-the two in the middle."""
+the two in the middle, or, where others disturb most runs, the fastest. A unit with matrix registers is compared with their peak, or with --dots."""
 
 import argparse
 import json
@@ -31,15 +31,15 @@ COLUMNS = [
 ]
 
 
-def rows_of(runs, unit):
-    """The middle one of each row's runs: (operation, format, shape, tokens, threads) and its counters."""
+def rows_of(runs, unit, fastest):
+    """The middle one of each row's runs, or the fastest: (operation, format, shape, tokens, threads) and its counters."""
     repeated = {}
     for row in (row for run in runs for row in run["benchmarks"]):
         parts = row["name"].split("/")
         if len(parts) < 6 or parts[2] != unit or row.get("run_type") == "aggregate" or row.get("error_occurred"):
             continue
         repeated.setdefault((parts[0], parts[1], parts[3], int(parts[4]), int(parts[5])), []).append(row)
-    return {key: sorted(rows, key=lambda row: row["real_time"])[(len(rows) - 1) // 2] for key, rows in repeated.items()}
+    return {key: sorted(rows, key=lambda row: row["real_time"])[0 if fastest else (len(rows) - 1) // 2] for key, rows in repeated.items()}
 
 
 def main():
@@ -47,12 +47,17 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="run.json", help="what lowbit_bench wrote")
     parser.add_argument("--unit", required=True, help="the instruction set, as rows name it")
     parser.add_argument("--shape", default="4096x4096", help="of the products' weights (default %(default)s)")
+    parser.add_argument("--fastest", action="store_true", help="of several runs of a row the fastest")
+    parser.add_argument("--dots", type=float, metavar="GOP/s", help="the peak that int8 products of several tokens are compared with")
     options = parser.parse_args()
     runs = []
     for name in options.runs:
         with open(name) as file:
             runs.append(json.load(file))
-    rows = rows_of(runs, options.unit)
+    rows = rows_of(runs, options.unit, options.fastest)
+    for (operation, *_, tokens, _), row in rows.items():
+        if options.dots and operation == "matmul" and tokens > 1:
+            row["of_roof"] = 2 * tokens * row["weights/s"] / (options.dots * 1e9)
     formats = list(dict.fromkeys(key[1] for key in rows if key[0] == "matmul" or key[0] == "matmul_exact"))
     if not formats:
         sys.exit(f"table.py: no products of {options.unit} in {', '.join(options.runs)}")
