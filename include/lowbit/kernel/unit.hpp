@@ -8,6 +8,7 @@
 #include <lowbit/kernel/dequantise.hpp>
 #include <lowbit/kernel/low_rank.hpp>
 #include <lowbit/kernel/multiply.hpp>
+#include <lowbit/kernel/prepare_activations.hpp>
 #include <lowbit/kernel/quantise.hpp>
 #include <lowbit/kernel/rounding.hpp>
 

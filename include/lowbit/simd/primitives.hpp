@@ -183,6 +183,12 @@ LOWBIT_ALWAYS_INLINE void store_narrowed(std::int8_t* p, batch<std::int32_t, Arc
   for (std::size_t i = 0; i < lanes<Arch>; ++i) p[i] = static_cast<std::int8_t>(s.lane[i]);
 }
 
+/// The sum of all lanes, modulo 2^32.
+template <class Arch>
+LOWBIT_ALWAYS_INLINE std::int32_t sum_of_lanes(batch<std::int32_t, Arch> v, requires_arch<xsimd::generic>) noexcept {
+  return xsimd::reduce_add(v);
+}
+
 /// The nearest integers, of two the even ones, of floats up to 32,767; what is below -32,768 becomes some integer that is, too.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::generic>) noexcept {
