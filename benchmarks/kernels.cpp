@@ -40,11 +40,11 @@ void multiply_row(benchmark::State& state, const kernel::unit& unit, const forma
   bench::pinned_executor executor(threads);
   const std::vector<panel_matrix> copies = bench::panels_of(bench::random_weights(s, n), tokens, unit);
   const std::vector<float> x = bench::normal_floats(tokens * n.cols, 1.0f, 2);
-  std::vector<float> y(tokens * n.rows);
+  aligned_buffer y(tokens * n.rows * sizeof(float));
   workspace space;
   std::size_t i = 0;
   for (auto _ : state) {
-    multiply({x.data(), tokens, n.cols}, copies[i++ % copies.size()], {y.data(), tokens, n.rows}, space, executor, how);
+    multiply({x.data(), tokens, n.cols}, copies[i++ % copies.size()], {reinterpret_cast<float*>(y.data()), tokens, n.rows}, space, executor, how);
     benchmark::ClobberMemory();
   }
   const auto weights = static_cast<double>(n.rows * n.cols), bytes = static_cast<double>(copies[0].size_bytes());

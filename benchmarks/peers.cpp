@@ -117,16 +117,21 @@ class ggml_product {
 class lowbit_product {
  public:
   lowbit_product(const packed_matrix& w, const std::vector<float>& x, std::size_t tokens, std::size_t threads, const kernel::unit& unit)
-      : panels_(bench::panels_of(w, tokens, unit)), x_(x.data(), tokens, w.cols()), y_(tokens * w.rows()), threads_(threads) {}
+      : panels_(bench::panels_of(w, tokens, unit)), x_(x.data(), tokens, w.cols()), y_(tokens * w.rows() * sizeof(float)), threads_(threads) {}
   void begin() { executor_.emplace(threads_); }
-  void run() { multiply(x_, panels_[turn_++ % panels_.size()], {y_.data(), x_.rows, panels_[0].rows()}, space_, *executor_); }
+  void run() { multiply(x_, panels_[turn_++ % panels_.size()], outputs(), space_, *executor_); }
   void end() { executor_.reset(); }
-  [[nodiscard]] const std::vector<float>& result() const { return y_; }
+  [[nodiscard]] std::vector<float> result() {
+    const matrix_view<float> y = outputs();
+    return {y.data, y.data + y.rows * y.cols};
+  }
 
  private:
+  matrix_view<float> outputs() { return {reinterpret_cast<float*>(y_.data()), x_.rows, panels_[0].rows()}; }
+
   std::vector<panel_matrix> panels_;
   matrix_view<const float> x_;
-  std::vector<float> y_;
+  aligned_buffer y_;
   std::size_t threads_, turn_ = 0;
   std::optional<bench::pinned_executor> executor_;
   workspace space_;
@@ -191,7 +196,7 @@ bool run_row(const format_spec& s, ggml_type type, shape n, std::size_t tokens, 
   for (auto& t : times) seconds.push_back(median(t));
 
   // Both round activations to 8 bits in their own ways: the results differ by that, or somebody multiplied something else.
-  const std::vector<float>&y = own.result(), theirs = peers[0]->result();
+  const std::vector<float> y = own.result(), theirs = peers[0]->result();
   double difference = 0, size = 0;
   for (std::size_t i = 0; i < y.size(); ++i) {
     difference += static_cast<double>(y[i] - theirs[i]) * static_cast<double>(y[i] - theirs[i]);

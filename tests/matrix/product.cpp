@@ -313,6 +313,39 @@ TEST_CASE("exact products of tokens that share what is decoded: several tiles, s
     for (const std::size_t tokens : {2u, 10u, 101u}) check_exact(*s, 35, 531, tokens);
 }
 
+TEST_CASE("large results that begin with a line, which are written past the caches, are those that do not") {
+  backwards wide;
+  workspace space;
+  constexpr std::size_t rows = 4100, stride = 4112, cols = 64, tokens = 260;
+  aligned_buffer memory(tokens * stride * sizeof(float));
+  const matrix_view<float> lines(reinterpret_cast<float*>(memory.data()), tokens, rows, stride);
+  std::vector<float> elsewhere(tokens * rows + 1);
+  // One float beyond whatever alignment a vector's memory has: never a line's.
+  const matrix_view<float> apart(elsewhere.data() + 1, tokens, rows);
+  CHECK(goes_past_caches(lines));
+  CHECK(!goes_past_caches(apart));
+  CHECK(!goes_past_caches(lines.middle_rows(0, 100)));
+  const auto x = test::random_activations(tokens * cols, 9);
+  for (const format_spec* const s : {&spec_of<q4_0>, &spec_of<bfloat16>, &spec_of<f32>}) {
+    CAPTURE(std::string(s->name));
+    const packed_matrix w = test::random_blocks(*s, rows, cols, 5);
+    for (const auto& u : kernel::linked_units()) {
+      if (!u.available) continue;
+      CAPTURE(std::string(u.name));
+      const panel_matrix panels = panel_matrix::from(w.view(), wide, *u.kernels);
+      for (const precision how : {precision::int8, precision::bf16, precision::exact}) {
+        std::memset(memory.data(), 0x55, memory.size());
+        multiply({x.data(), tokens, cols}, panels, lines, space, wide, how);
+        multiply({x.data(), tokens, cols}, panels, apart, space, wide, how);
+        for (std::size_t t = 0; t < tokens; ++t) {
+          REQUIRE(std::memcmp(lines.row(t), apart.row(t), rows * sizeof(float)) == 0);
+          for (std::size_t r = rows; r < stride; ++r) REQUIRE(std::bit_cast<std::uint32_t>(lines.data[t * stride + r]) == 0x5555'5555u);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("empty products are no work and touch nothing") {
   serial_executor serial;
   workspace space;

@@ -41,6 +41,13 @@ struct matrix_view {
   }
 };
 
+/// Whether results had better be written past the caches: a core's own do not hold them, and their rows begin and end with lines.
+inline bool goes_past_caches(matrix_view<float> out) noexcept {
+  constexpr std::size_t larger_than_caches = std::size_t{4} << 20, line = 64;
+  return out.rows * out.cols * sizeof(float) >= larger_than_caches && reinterpret_cast<std::uintptr_t>(out.data) % line == 0 &&
+         out.stride * sizeof(float) % line == 0;
+}
+
 /// Specialise for a tensor type: `static matrix_view<E> view(X&)`, with E the (possibly const) element type.
 template <class X>
 struct view_traits;

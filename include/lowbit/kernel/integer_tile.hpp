@@ -8,11 +8,25 @@
 
 namespace lowbit::kernel::detail {
 
-/// Prepared activations of one token tile, integer path.
+/// Prepared activations of one token tile, from some block on: integer path.
 struct tile_activations {
   const std::int32_t* words;
   const float* scales;
   const std::int32_t *sums, *starts, *pairs;
+
+  /// `before`: blocks of tokens that come first, those of other tiles included.
+  static LOWBIT_ALWAYS_INLINE tile_activations at(const activation_buffers& x, const panel_layout& p, activation_kind kind, std::size_t before) noexcept {
+    tile_activations begin{x.words, x.scales, x.sums, x.starts, x.pairs};
+    begin.pass(p, kind, before);
+    return begin;
+  }
+  LOWBIT_ALWAYS_INLINE void pass(const panel_layout& p, activation_kind kind, std::size_t token_blocks) noexcept {
+    words += token_blocks * p.block_steps() * step_words(kind);
+    scales += token_blocks;
+    sums += token_blocks * p.sub_blocks;
+    starts += token_blocks * p.sub_blocks;
+    pairs += token_blocks * p.sum_pairs();
+  }
 };
 
 /// Steps whose products an architecture adds up in 16-bit lanes, levels of so many bits: a power of two, at most `most`. A lane takes two
@@ -252,11 +266,7 @@ LOWBIT_ALWAYS_INLINE void tile_integer(const multiply_args& a, tile<Arch, Tokens
         }
       }
     }
-    x.words += p.block_steps() * Tokens * (wide ? 2 : 1);
-    x.scales += Tokens;
-    x.sums += p.sub_blocks * Tokens;
-    x.starts += p.sub_blocks * Tokens;
-    x.pairs += p.sum_pairs() * Tokens;
+    x.pass(p, Kind, Tokens);
   });
 }
 

@@ -52,7 +52,7 @@ class matrix_product {
     }
     bytes<Arch> zeros(zero);
 
-    std::size_t block = 0, filled = 0;
+    std::size_t filled = 0;
     const auto end_piece = [&]() LOWBIT_INLINE_LAMBDA {
       for (; filled < steps; ++filled)
         for (auto& side : right_[pieces_]) std::memset(side + filled * step_bytes, 0, step_bytes);
@@ -61,8 +61,7 @@ class matrix_product {
       ++unpacked_[count_].pieces;
     };
     for_each_block(p_, blocks_, [&](std::size_t header, std::size_t codes, std::size_t first_step) LOWBIT_INLINE_LAMBDA {
-      const std::int32_t* const words = x_.words + (first_token_ * blocks_ + block * matrix_rows) * p_.block_steps() * words_of_step;
-      unpacked_[count_] = {panel_ + header, words, block, 0, p_.stored_zero};
+      unpacked_[count_] = {panel_ + header, activations(0, done_ + count_).words, 0, p_.stored_zero};
       if constexpr (shape.level == level_kind::unsigned_code) {
         if (p_.stored_zero) {  // taken off here if what is left are signed bytes
           const auto stored = load_zero<Arch>(p_, panel_ + header, 0);
@@ -71,7 +70,6 @@ class matrix_product {
           unpacked_[count_].zero = !fits;
         }
       }
-      further_zeros_ |= unpacked_[count_].zero;
       int16s sub_scale;
       const auto begins = [&](std::size_t j) LOWBIT_INLINE_LAMBDA {
         if constexpr (two_level) {
@@ -103,7 +101,6 @@ class matrix_product {
       end_piece();
       ++count_;
       if (pieces_ + pieces_of_block > most_pieces) multiply(false);
-      ++block;
     });
     if (count_ != 0) multiply(false);
   }
@@ -129,15 +126,22 @@ class matrix_product {
   struct unpacked_block {
     const std::uint8_t* header;
     const std::int32_t* words;  ///< the first tile's activations
-    std::size_t index, pieces;
+    std::size_t pieces;
     bool zero;                  ///< sums have a stored zero-point to lose
   };
 
+  /// Those of tile g, from a block on.
+  LOWBIT_ALWAYS_INLINE tile_activations activations(std::size_t g, std::size_t block) const noexcept {
+    return tile_activations::at(x_, p_, Kind, (first_token_ + g * matrix_rows) * blocks_ + block * matrix_rows);
+  }
+
   /// All tiles times what is unpacked, the last block of which may be `open`: more of it follows.
   void multiply(bool open) noexcept {
-    for (std::size_t g = 0; g < tiles_; ++g) further_zeros_ ? multiply<true>(g, open) : multiply<false>(g, open);
+    bool zeros = false;
+    for (std::size_t i = 0; i < count_; ++i) zeros |= unpacked_[i].zero;
+    for (std::size_t g = 0; g < tiles_; ++g) zeros ? multiply<true>(g, open) : multiply<false>(g, open);
     begun_ = open;
-    further_zeros_ = open && unpacked_[count_].zero;
+    done_ += count_;
     if (open) {
       unpacked_[0] = unpacked_[count_];
       unpacked_[0].words += unpacked_[0].pieces * strides_of(p_.block_steps(), matrix_rows).piece;
@@ -152,8 +156,7 @@ class matrix_product {
     const std::size_t token_bytes = strides.token * sizeof(std::int32_t), low_words = matrix_rows * p_.block_steps();
     const std::size_t words_of_tile = g * matrix_rows * blocks_ * p_.block_steps() * words_of_step;
     const std::size_t whole = count_, all = whole + (open ? 1 : 0);
-    const std::size_t place = (first_token_ + g * matrix_rows) * blocks_ + unpacked_[0].index * matrix_rows;
-    tile_activations x{nullptr, x_.scales + place, x_.sums + place, x_.starts + place, x_.pairs + place * p_.sum_pairs()};
+    tile_activations x = activations(g, done_);
     alignas(64) sums_of_tile sums[2];  // by turns
     float(*const y)[panel_rows] = y_ + g * matrix_rows;
     floats<Arch> results[matrix_rows];
@@ -247,10 +250,7 @@ class matrix_product {
       if constexpr (shape.minimum && two_level) results[t] = finish::take_minima(results[t], minimum, x.scales[t], minima[t]);
       else if constexpr (shape.minimum) results[t] = finish::add_minimum(results[t], minimum, x.scales[t], floats<Arch>(x_sums[t]));
     });
-    x.scales += matrix_rows;
-    x.sums += matrix_rows;
-    x.starts += matrix_rows;
-    x.pairs += matrix_rows * p_.sum_pairs();
+    x.pass(p_, Kind, matrix_rows);
   }
 
   template <class F>
@@ -265,8 +265,8 @@ class matrix_product {
   float (*y_)[panel_rows];
   std::size_t first_token_, tiles_, blocks_;
   std::size_t count_ = 0, pieces_ = 0;   ///< whole blocks and pieces that are unpacked
+  std::size_t done_ = 0;                 ///< blocks that were multiplied before
   bool starts_;                          ///< whether sums begin with what a shared zero-point leaves beside its bytes
-  bool further_zeros_ = false;           ///< a block among them has its stored zero-point
   bool begun_ = false;                   ///< the first block was before: its sums so far are in open_
   unpacked_block unpacked_[most_pieces + 1];
   alignas(64) std::uint8_t right_[most_pieces][sides][matrix_steps * step_bytes];
@@ -326,7 +326,7 @@ __attribute__((noinline)) void multiply_in_matrices(const multiply_args& a, std:
           matrix_product<Key, Kind, Arch>(a, from, token, count, y).run();
         }
       }
-      deliver(a, &y[0][0], panel_rows, panel * panel_rows, panel_rows, token, count * matrix_rows);
+      deliver<Arch>(a, &y[0][0], panel_rows, panel * panel_rows, panel_rows, token, count * matrix_rows);
     }
 }
 

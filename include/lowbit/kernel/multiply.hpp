@@ -28,13 +28,8 @@ __attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t
     LOWBIT_UNROLL
     for (std::size_t t = 0; t < Tokens; ++t) tile.y[v][t] = floats<Arch>(0.0f);
   }
-  const std::size_t blocks = p.shape.level == level_kind::plain ? 0 : p.blocks(a.cols), subs = blocks * p.sub_blocks;
-  if constexpr (Kind == activation_kind::bf16)
-    tile_bf16(a, tile, a.x.words + first_token * pair_steps(a.cols));
-  else
-    tile_integer<Key, Kind>(a, tile, {a.x.words + first_token * blocks * p.block_steps() * step_words(Kind), a.x.scales + first_token * blocks,
-                             a.x.sums + first_token * subs, a.x.starts + first_token * subs,
-                             a.x.pairs + first_token * blocks * p.sum_pairs()});
+  if constexpr (Kind == activation_kind::bf16) tile_bf16(a, tile, a.x.words + first_token * pair_steps(a.cols));
+  else tile_integer<Key, Kind>(a, tile, tile_activations::at(a.x, p, Kind, first_token * p.blocks(a.cols)));
   const std::size_t row = first_vector * simd::lanes<Arch>;
   const std::size_t rows = (end_vector - first_vector < Vectors ? end_vector - first_vector : Vectors) * simd::lanes<Arch>;
   const std::size_t tokens = a.tokens - first_token < Tokens ? a.tokens - first_token : Tokens;
@@ -52,7 +47,7 @@ __attribute__((noinline)) void multiply_tile(const multiply_args& a, std::size_t
       LOWBIT_UNROLL
       for (std::size_t v = 0; v < Vectors; ++v) tile.y[v][t].store_aligned(values + t * stride + v * simd::lanes<Arch>);
     }
-    deliver(a, values, stride, row, rows, first_token, tokens);
+    deliver<Arch>(a, values, stride, row, rows, first_token, tokens);
   }
 }
 

@@ -194,7 +194,7 @@ class exact_product {
     std::memset(y_, 0, round_up(tokens_, full) * sizeof y_[0]);
     if constexpr (shape.level == level_kind::plain) take_numbers();
     else take_codes();
-    deliver(a_, y_[0], rows, first * panel_rows, count * panel_rows, first_token_, tokens_);
+    deliver<Arch>(a_, y_[0], rows, first * panel_rows, count * panel_rows, first_token_, tokens_);
   }
 
  private:
@@ -295,7 +295,7 @@ void multiply_exactly(const multiply_args& a) noexcept {
     for (std::size_t panel = a.panel_begin; panel < a.panel_end; ++panel) {
       alignas(64) float y[panel_rows];
       detail::multiply_one_exactly<Key, Arch>(*a.layout, a.panels + panel * a.layout->panel_bytes(a.cols), a.cols, a.x.floats, a.x.float_sums, y);
-      detail::deliver(a, y, panel_rows, panel * panel_rows, panel_rows, 0, 1);
+      detail::deliver<Arch>(a, y, panel_rows, panel * panel_rows, panel_rows, 0, 1);
     }
     return;
   }

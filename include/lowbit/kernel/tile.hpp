@@ -20,6 +20,7 @@ struct multiply_args {
   std::size_t tokens;                      ///< columns of x
   float* y;                                ///< [tokens, rows]; not used where there is a `finish`
   std::size_t y_stride;
+  bool streamed = false;                   ///< whether whole panels' results may go past the caches; y and y_stride are whole lines then
   finish_function finish = nullptr;        ///< one call for a tile costs nothing beside it, and lets epilogues be compiled elsewhere
   const void* context = nullptr;           ///< what finish is called with
 };
@@ -35,6 +36,7 @@ struct tile {
 };
 
 /// Hands over results: values[t * stride + r] is that of row `row` + r for token `first_token` + t. (Columns past the last token are none.)
+template <class Arch>
 LOWBIT_ALWAYS_INLINE void deliver(const multiply_args& a, float* values, std::size_t stride, std::size_t row, std::size_t rows,
                                   std::size_t first_token, std::size_t tokens) noexcept {
   if (row >= a.rows) return;
@@ -42,6 +44,11 @@ LOWBIT_ALWAYS_INLINE void deliver(const multiply_args& a, float* values, std::si
   if (a.tokens - first_token < tokens) tokens = a.tokens - first_token;
   if (a.finish != nullptr) return a.finish(a.context, values, stride, row, rows, first_token, tokens);
   float* to = a.y + first_token * a.y_stride + row;
+  if (a.streamed && rows % panel_rows == 0) {
+    for (std::size_t t = 0; t < tokens; ++t, to += a.y_stride, values += stride)
+      for (std::size_t r = 0; r < rows; r += simd::lanes<Arch>) simd::store_streamed<Arch>(to + r, floats<Arch>::load_aligned(values + r), Arch{});
+    return simd::fence_streamed(Arch{});
+  }
   const auto copy = [&](auto bytes) LOWBIT_INLINE_LAMBDA {
     for (std::size_t t = 0; t < tokens; ++t, to += a.y_stride, values += stride) std::memcpy(to, values, bytes);
   };

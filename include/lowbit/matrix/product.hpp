@@ -170,7 +170,7 @@ struct destination {
   void run(const panel_matrix& w, const operand& x, std::size_t begin, std::size_t end) const noexcept {
     const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all() && p->w->factor() == 1.0f && p->plus == nullptr;
     const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.tokens, p->y.data, p->y.stride,
-                                  plain ? nullptr : &destination::finish<Gate>, this};
+                                  plain && goes_past_caches(p->y), plain ? nullptr : &destination::finish<Gate>, this};
     w.products()[x.kind](a);
   }
 };
