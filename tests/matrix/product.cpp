@@ -42,10 +42,13 @@ constexpr format_spec nested(std::string_view name, unsigned block, unsigned sub
 struct k4_96 { static constexpr format_spec spec = nested("k4_96", 96, 32); };
 struct k4_1024 { static constexpr format_spec spec = nested("k4_1024", 1024, 64); };
 struct s4_g96 { static constexpr format_spec spec = uniform({.bits = 4, .group = 96, .symmetric = true}); };
+/// Words of codes that fill no 16 bytes, or more than they.
+struct s1_g96 { static constexpr format_spec spec = uniform({.bits = 1, .group = 96, .symmetric = true}); };
+struct u2_g160 { static constexpr format_spec spec = uniform({.bits = 2, .group = 160}); };
 struct s4_g2560 { static constexpr format_spec spec = uniform({.bits = 4, .group = 2560, .symmetric = true}); };
 struct u8_g2080 { static constexpr format_spec spec = uniform({.bits = 8, .group = 2080}); };
 struct u4_g2080 { static constexpr format_spec spec = uniform({.bits = 4, .group = 2080}); };
-using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered, far_k, wide_k, k4_96>>::type;
+using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered, far_k, wide_k, k4_96, s1_g96, u2_g160>>::type;
 
 /// 16 weights of three bits whose sums do not fit in 16 bits.
 struct far_3 { static constexpr format_spec spec = [] { auto s = spec_of<q3_k>; return s.name = "far_3", s.gguf = -1, s.codes.zero = 40, s; }(); };

@@ -3,6 +3,7 @@
 
 #include <lowbit/kernel/exchange.hpp>
 #include <lowbit/kernel/panel.hpp>
+#include <lowbit/kernel/slab.hpp>
 
 namespace lowbit::kernel {
 
@@ -36,50 +37,6 @@ LOWBIT_ALWAYS_INLINE constexpr std::size_t build_scratch_bytes(const format_spec
 
 namespace detail {
 
-/// 32 codes of each of 16 rows, `stride` bytes from row to row, as a slab of planes. `flip`: bits that change in every code.
-template <class Arch, unsigned Bits>
-LOWBIT_ALWAYS_INLINE void build_slab(const std::uint8_t* rows, std::size_t stride, std::uint8_t flip, std::uint8_t* slab) noexcept {
-  using words = simd::batch<std::uint32_t, Arch>;
-  constexpr std::size_t lane_bytes = simd::lanes<Arch> * step_weights;
-  const auto everywhere = [](unsigned byte) LOWBIT_INLINE_LAMBDA { return words(byte * 0x0101'0101u); };
-  const words flips = everywhere(flip);
-  for (std::size_t lane = 0; lane < step_bytes; lane += lane_bytes) {
-    const std::uint8_t* const from = rows + lane / step_weights * stride;
-    const auto first = simd::load_transposed<Arch>(from, stride, Arch{}), second = simd::load_transposed<Arch>(from + 16, stride, Arch{});
-    words step[slab_steps];
-    LOWBIT_UNROLL
-    for (std::size_t k = 0; k < 4; ++k) {
-      step[k] = first[k] ^ flips;
-      step[4 + k] = second[k] ^ flips;
-    }
-    const auto store = [&](std::size_t vector, words v) LOWBIT_INLINE_LAMBDA {
-      xsimd::bitwise_cast<std::uint8_t>(v).store_unaligned(slab + vector * step_bytes + lane);
-    };
-    if constexpr (Bits == 8) {
-      LOWBIT_UNROLL
-      for (std::size_t k = 0; k < slab_steps; ++k) store(k, step[k]);
-    } else {
-      const auto plane = [&](auto width, auto place) LOWBIT_INLINE_LAMBDA {
-        constexpr unsigned per_vector = 8 / width();
-        for (std::size_t v = 0; v < width(); ++v) {
-          words packed(0u);
-          LOWBIT_UNROLL
-          for (unsigned n = 0; n < per_vector; ++n) {
-            const int right = static_cast<int>(place()) - static_cast<int>(n * width());
-            words part = step[v * per_vector + n];
-            if constexpr (width() != Bits) part &= everywhere(((1u << width()) - 1) << place());
-            packed |= right == 0 ? part : right > 0 ? words(part >> right) : words(part << -right);
-          }
-          store(place() + v, packed);
-        }
-      };
-      if constexpr ((Bits & 4u) != 0) plane(std::integral_constant<unsigned, 4>{}, std::integral_constant<unsigned, 0>{});
-      if constexpr ((Bits & 2u) != 0) plane(std::integral_constant<unsigned, 2>{}, std::integral_constant<unsigned, Bits & 4u>{});
-      if constexpr ((Bits & 1u) != 0) plane(std::integral_constant<unsigned, 1>{}, std::integral_constant<unsigned, Bits & 6u>{});
-    }
-  }
-}
-
 /// 16 x 16 bytes, turned: four perfect shuffles.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE void transpose_bytes(bytes16<Arch> (&v)[panel_rows]) noexcept {
@@ -105,18 +62,21 @@ class header_builder {
       : s_(s), p_(p), row_bytes_(row_bytes), turned_(turned) {
     find(s.sub_scale, s.sub_blocks(), sub_scale_at_);
     find(s.sub_minimum, s.sub_blocks(), sub_minimum_at_);
-    find(s.zero_point, 1, zero_point_at_);
+    const plane& zero = plane_at(s.zero_point, 0);
+    zero_is_byte_ = zero.bits == 8 && zero.shift == 0 && zero.base % 8 == 0;
+    if (!zero_is_byte_) find(s.zero_point, 1, zero_point_at_);
     // Whole registers are read, within the block where it has room for one.
     if (s.bytes >= sizeof(bytes) && begin_ > s.bytes - sizeof(bytes)) begin_ = s.bytes - sizeof(bytes);
   }
 
   /// `block` is the first row's, `left` the bytes from it to the end of the row.
   LOWBIT_ALWAYS_INLINE void operator()(const std::uint8_t* block, std::size_t left, std::size_t rows, std::uint8_t* header) const noexcept {
-    copy_numbers(block + s_.scale.at, rows, header);
-    if (s_.minimum.present()) copy_numbers(block + s_.minimum.at, rows, header + p_.minimum_at);
+    copy_numbers(size_of(s_.scale.type), block + s_.scale.at, rows, header);
+    if (s_.minimum.present()) copy_numbers(size_of(s_.scale.type), block + s_.minimum.at, rows, header + p_.minimum_at);
+    if (zero_is_byte_) copy_numbers(1, block + plane_at(s_.zero_point, 0).base / 8, rows, header + p_.zero_at);
     if (begin_ >= end_) return;
     turn(block, left, rows);
-    if (p_.stored_zero) raw(s_.zero_point, zero_point_at_, 0).store_unaligned(header + p_.zero_at);
+    if (p_.stored_zero && !zero_is_byte_) raw(s_.zero_point, zero_point_at_, 0).store_unaligned(header + p_.zero_at);
     if (p_.shape.sub == sub_kind::none) return;
     for (std::size_t j = 0; j < p_.sub_blocks; ++j) {
       bytes scale = value(s_.sub_scale, sub_scale_at_, j);
@@ -194,12 +154,12 @@ class header_builder {
     return (raw(f, at, j) ^ bytes(static_cast<std::uint8_t>(sign))) - bytes(static_cast<std::uint8_t>(less));
   }
 
-  LOWBIT_ALWAYS_INLINE void copy_numbers(const std::uint8_t* from, std::size_t rows, std::uint8_t* to) const noexcept {
-    const auto copy = [&](auto size) LOWBIT_INLINE_LAMBDA {
-      for (std::size_t r = 0; r < rows; ++r) std::memcpy(to + r * size(), from + r * row_bytes_, size());
+  LOWBIT_ALWAYS_INLINE void copy_numbers(std::size_t size, const std::uint8_t* from, std::size_t rows, std::uint8_t* to) const noexcept {
+    const auto copy = [&](auto n) LOWBIT_INLINE_LAMBDA {
+      for (std::size_t r = 0; r < rows; ++r) std::memcpy(to + r * n(), from + r * row_bytes_, n());
     };
-    if (s_.scale.type == number::f32) copy(std::integral_constant<std::size_t, 4>{});
-    else if (size_of(s_.scale.type) == 1) copy(std::integral_constant<std::size_t, 1>{});
+    if (size == 4) copy(std::integral_constant<std::size_t, 4>{});
+    else if (size == 1) copy(std::integral_constant<std::size_t, 1>{});
     else copy(std::integral_constant<std::size_t, 2>{});
   }
 
@@ -207,6 +167,7 @@ class header_builder {
   const panel_layout& p_;
   std::size_t row_bytes_, begin_ = ~std::size_t{0}, end_ = 0;
   std::uint8_t* turned_;
+  bool zero_is_byte_;
   element_bits sub_scale_at_, sub_minimum_at_, zero_point_at_;
 };
 
@@ -256,7 +217,7 @@ void build_panels(const build_args& a) noexcept {
   const std::size_t blocks = p.blocks(a.cols), panel_bytes = p.panel_bytes(a.cols), per = s.block / p.block;
   const std::size_t block_codes = p.block_steps() * step_weights, blocks_at_once = units_at_once(p) * p.blocks_per_unit;
   const std::size_t row_codes = build_row_bytes(p);
-  const bool padded = p.sub_steps * step_weights != p.sub_block;
+  const bool padded = p.sub_steps * step_weights != p.sub_block, packed = !padded && detail::is_packed_in_words(s);
   // Codes are kept unsigned below 8 bits, signed at 8. What pads rows and sub-blocks is multiplied by zeros.
   const bool flip = p.shape.level == level_kind::signed_byte ? !s.codes.is_signed : s.codes.is_signed;
   const auto flip_bit = static_cast<std::uint8_t>(flip ? 1u << (p.shape.bits - 1) : 0u);
@@ -288,6 +249,10 @@ void build_panels(const build_args& a) noexcept {
           const std::uint8_t* const next = row + (taken < row_left ? taken : panel_rows * a.row_bytes - first / per * s.bytes);
           for (std::size_t i = 0; i < taken; i += 64) __builtin_prefetch(next + i);
         }
+        if (packed) {
+          detail::copy_packed(s, row, stored, codes);
+          continue;
+        }
         if (!padded && s.block <= piece) {
           unpack_codes<Arch>(s, row, stored, 0, s.block, codes);
           continue;
@@ -303,11 +268,29 @@ void build_panels(const build_args& a) noexcept {
       }
       const std::size_t slabs = ceil_div(count * p.block_steps(), slab_steps);
       detail::with_width(p.shape.bits, [&](auto bits) LOWBIT_INLINE_LAMBDA {
-        const std::uint8_t* codes = a.scratch;
         std::uint8_t* slab = out + p.codes_at(first);
-        for (std::size_t left = slabs; left != 0; slab += p.unit_headers())
-          for (std::size_t k = 0; k < p.slabs_per_unit && left != 0; ++k, --left, codes += slab_steps * step_weights, slab += p.slab_bytes())
-            detail::build_slab<Arch, bits()>(codes, row_codes, flip_bit, slab);
+        std::size_t left_of_unit = p.slabs_per_unit;
+        const auto pass = [&]() LOWBIT_INLINE_LAMBDA {
+          slab += p.slab_bytes();
+          if (--left_of_unit != 0) return;
+          slab += p.unit_headers();
+          left_of_unit = p.slabs_per_unit;
+        };
+        if constexpr (8 % bits() == 0 && bits() != 8) {
+          if (packed) {
+            std::size_t line = 0;
+            detail::build_packed_slabs<Arch, bits()>(a.scratch, row_codes, slabs, flip_bit, [&]() LOWBIT_INLINE_LAMBDA {
+              std::uint8_t* const to = slab + line * step_bytes;
+              if (++line == bits()) {
+                line = 0;
+                pass();
+              }
+              return to;
+            });
+            return;
+          }
+        }
+        for (std::size_t k = 0; k < slabs; ++k, pass()) detail::build_slab<Arch, bits()>(a.scratch + k * slab_steps * step_weights, row_codes, flip_bit, slab);
       });
     }
   }
