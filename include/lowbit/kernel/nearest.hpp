@@ -118,10 +118,7 @@ class rows_to_nearest {
       for (b = 0; b < count; b += n) {
         floats square[n];
         for (std::size_t l = 0; l < n; ++l) square[l] = floats::load_aligned(rows[b + l]);
-        xsimd::transpose(square, square + n);
-        for (std::size_t half = n / 2; half != 0; half /= 2)
-          for (std::size_t l = 0; l < half; ++l) square[l] = combine(square[l], square[l + half]);
-        (square[0] + floats(0.0f)).store_aligned(out + b);
+        (simd::across<Arch>(square, combine, Arch{}) + floats(0.0f)).store_aligned(out + b);
       }
     };
     turn(lows_, numbers_.low, lesser_of);

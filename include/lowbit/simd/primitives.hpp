@@ -189,6 +189,18 @@ LOWBIT_ALWAYS_INLINE std::int32_t sum_of_lanes(batch<std::int32_t, Arch> v, requ
   return xsimd::reduce_add(v);
 }
 
+/// Lane i is what `combine`, for which the order is all one, makes of all lanes of rows[i].
+template <class Arch, class F>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> across(const batch<float, Arch> (&rows)[lanes<Arch>], F&& combine, requires_arch<xsimd::generic>) noexcept {
+  constexpr std::size_t n = lanes<Arch>;
+  batch<float, Arch> turned[n];
+  for (std::size_t i = 0; i < n; ++i) turned[i] = rows[i];
+  xsimd::transpose(turned, turned + n);
+  for (std::size_t half = n / 2; half != 0; half /= 2)
+    for (std::size_t i = 0; i < half; ++i) turned[i] = combine(turned[i], turned[i + half]);
+  return turned[0];
+}
+
 /// The nearest integers, of two the even ones, of floats up to 32,767; what is below -32,768 becomes some integer that is, too.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::generic>) noexcept {

@@ -117,6 +117,24 @@ LOWBIT_ALWAYS_INLINE std::int32_t sum_of_lanes(batch<std::int32_t, Arch> v, requ
   return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 
+// Two registers become one at each step, halves beside halves: 46 instructions, where turning the square alone takes 64.
+template <class Arch, class F>
+LOWBIT_ALWAYS_INLINE batch<float, Arch> across(const batch<float, Arch> (&rows)[16], F&& combine, requires_arch<xsimd::avx512f>) noexcept {
+  using floats = batch<float, Arch>;
+  floats eight[8], four[4], two[2];
+  LOWBIT_UNROLL
+  for (std::size_t i = 0; i < 8; ++i)
+    eight[i] = combine(floats(_mm512_shuffle_f32x4(rows[i], rows[i + 8], 0x44)), floats(_mm512_shuffle_f32x4(rows[i], rows[i + 8], 0xee)));
+  LOWBIT_UNROLL
+  for (std::size_t i = 0; i < 4; ++i)
+    four[i] = combine(floats(_mm512_shuffle_f32x4(eight[i], eight[i + 4], 0x88)), floats(_mm512_shuffle_f32x4(eight[i], eight[i + 4], 0xdd)));
+  LOWBIT_UNROLL
+  for (std::size_t i = 0; i < 2; ++i)
+    two[i] = combine(floats(_mm512_shuffle_ps(four[i], four[i + 2], 0x44)), floats(_mm512_shuffle_ps(four[i], four[i + 2], 0xee)));
+  const floats one = combine(floats(_mm512_shuffle_ps(two[0], two[1], 0x88)), floats(_mm512_shuffle_ps(two[0], two[1], 0xdd)));
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), one);
+}
+
 // See the 128-bit forms for what does not fit.
 template <class Arch>
 LOWBIT_ALWAYS_INLINE batch<std::int32_t, Arch> nearest_int(batch<float, Arch> v, requires_arch<xsimd::avx512f>) noexcept {
