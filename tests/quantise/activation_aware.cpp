@@ -33,7 +33,7 @@ statistics statistics_of(const matrix& x) {
 double replayed_error(const std::vector<matrix>& w, consumer_group changed, const matrix& x) {
   double sum = 0, outputs = 0;
   for (std::size_t m = 0; m < w.size(); ++m) {
-    const Eigen::MatrixXd e = (detail::as_eigen(changed[m]).cast<double>() - w[m].cast<double>());
+    const Eigen::MatrixXd e = (matrix::Map(changed[m].data, w[m].rows(), w[m].cols()).cast<double>() - w[m].cast<double>());
     sum += (x.cast<double>() * e.transpose()).squaredNorm();
     outputs += static_cast<double>(w[m].rows());
   }

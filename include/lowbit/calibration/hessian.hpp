@@ -51,9 +51,10 @@ class hessian {
   /// The whole symmetric matrix.
   [[nodiscard]] Eigen::MatrixXf matrix() const {
     const auto n = static_cast<Eigen::Index>(channels());
-    return Eigen::MatrixXf::NullaryExpr(n, n, [this](Eigen::Index i, Eigen::Index j) {
-      return (*this)(static_cast<std::size_t>(i), static_cast<std::size_t>(j));
-    });
+    Eigen::MatrixXf m(n, n);
+    for (Eigen::Index j = 0; j < n; ++j)
+      for (Eigen::Index i = 0; i < n; ++i) m(i, j) = (*this)(static_cast<std::size_t>(i), static_cast<std::size_t>(j));
+    return m;
   }
 
   // What there is to save: see saved.hpp.

@@ -13,72 +13,73 @@
 #include <span>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 namespace lowbit {
 
 namespace detail {
-inline auto as_eigen(matrix_view<const float> x) {
-  using rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  return Eigen::Map<const rows, 0, Eigen::OuterStride<>>(x.data, static_cast<Eigen::Index>(x.rows), static_cast<Eigen::Index>(x.cols),
-                                                         Eigen::OuterStride<>(static_cast<Eigen::Index>(x.stride)));
+/// A number for every channel, `value(channel)`.
+template <class F>
+Eigen::VectorXf per_channel(std::size_t channels, F&& value) {
+  Eigen::VectorXf v(static_cast<Eigen::Index>(channels));
+  for (std::size_t c = 0; c < channels; ++c) v.data()[c] = value(c);
+  return v;
 }
 
 /// Sums of something of every channel over tokens; `Term` says of what.
 template <class Term>
 class channel_sum {
  public:
-  explicit channel_sum(std::size_t channels) : sum_(Eigen::VectorXd::Zero(static_cast<Eigen::Index>(channels))) {}
+  explicit channel_sum(std::size_t channels) : sum_(channels) {}
   /// What was gathered elsewhere: the channels' means, as if of one token.
   static channel_sum of_means(std::span<const float> means) {
     channel_sum s(means.size());
-    for (std::size_t c = 0; c < means.size(); ++c) s.sum_[static_cast<Eigen::Index>(c)] = static_cast<double>(means[c]);
+    for (std::size_t c = 0; c < means.size(); ++c) s.sum_[c] = static_cast<double>(means[c]);
     s.tokens_ = 1;
     return s;
   }
   void add(matrix_view<const float> x) {
-    LOWBIT_EXPECTS(static_cast<Eigen::Index>(x.cols) == sum_.size());
+    LOWBIT_EXPECTS(x.cols == channels());
     if (x.empty()) return;
-    sum_ += Term::of(as_eigen(x).template cast<double>().array()).colwise().sum().matrix().transpose();
+    for (std::size_t t = 0; t < x.rows; ++t)
+      for (std::size_t c = 0; c < x.cols; ++c) sum_[c] += Term::of(static_cast<double>(x(t, c)));
     tokens_ += x.rows;
   }
   void merge(const channel_sum& other) {
     LOWBIT_EXPECTS(channels() == other.channels());
-    sum_ += other.sum_;
+    for (std::size_t c = 0; c < sum_.size(); ++c) sum_[c] += other.sum_[c];
     tokens_ += other.tokens_;
   }
   /// The statistics of inputs whose channel c is divided by by[c].
   void divide(std::span<const float> by) {
     LOWBIT_EXPECTS(by.size() == channels());
-    for (std::size_t c = 0; c < by.size(); ++c) sum_[static_cast<Eigen::Index>(c)] /= Term::of(Eigen::Array<double, 1, 1>(static_cast<double>(by[c])))[0];
+    for (std::size_t c = 0; c < by.size(); ++c) sum_[c] /= Term::of(static_cast<double>(by[c]));
   }
   [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
-  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(sum_.size()); }
+  [[nodiscard]] std::size_t channels() const noexcept { return sum_.size(); }
   /// The mean of a channel; 1 for all while no token was seen, so that an expert without samples counts its channels alike.
   [[nodiscard]] Eigen::VectorXf mean() const {
-    if (tokens_ == 0) return Eigen::VectorXf::Ones(sum_.size());
-    return (sum_ / static_cast<double>(tokens_)).template cast<float>();
+    return per_channel(channels(), [this](std::size_t c) { return tokens_ == 0 ? 1.0f : static_cast<float>(sum_[c] / static_cast<double>(tokens_)); });
   }
 
   // What there is to save: see saved.hpp.
   static constexpr std::string_view name = Term::name;
   static constexpr std::optional<std::size_t> stored_values(std::size_t channels) noexcept { return channels; }
   template <class Self>
-  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.sum_.data(), self.channels())); }
+  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.sum_)); }
 
  private:
-  Eigen::VectorXd sum_;
+  std::vector<double> sum_;
   std::size_t tokens_ = 0;
 };
 
 struct magnitude_term {
   static constexpr std::string_view name = "channel_magnitude";
-  template <class X>
-  static auto of(const X& x) { return x.abs(); }
+  static double of(double x) noexcept { return std::fabs(x); }
 };
 struct square_term {
   static constexpr std::string_view name = "channel_importance";
-  template <class X>
-  static auto of(const X& x) { return x.square(); }
+  static double of(double x) noexcept { return x * x; }
 };
 }  // namespace detail
 
@@ -90,7 +91,7 @@ using channel_importance = detail::channel_sum<detail::square_term>;
 /// The largest |x| of every channel: what SmoothQuant scales by (Xiao et al. 2023, equation 4) and LLM.int8 finds outliers with.
 class channel_maximum {
  public:
-  explicit channel_maximum(std::size_t channels) : most_(Eigen::VectorXf::Zero(static_cast<Eigen::Index>(channels))) {}
+  explicit channel_maximum(std::size_t channels) : most_(channels) {}
   void add(matrix_view<const float> x) {
     LOWBIT_EXPECTS(x.cols == channels());
     if (x.empty()) return;
@@ -100,30 +101,31 @@ class channel_maximum {
   }
   void merge(const channel_maximum& other) {
     LOWBIT_EXPECTS(other.channels() == channels());
-    for (std::size_t c = 0; c < channels(); ++c) raise(c, other.most_[static_cast<Eigen::Index>(c)]);
+    for (std::size_t c = 0; c < channels(); ++c) raise(c, other.most_[c]);
     tokens_ += other.tokens_;
   }
   /// The statistics of inputs whose channel c is divided by by[c].
   void divide(std::span<const float> by) {
     LOWBIT_EXPECTS(by.size() == channels());
-    for (std::size_t c = 0; c < by.size(); ++c) most_[static_cast<Eigen::Index>(c)] /= std::fabs(by[c]);
+    for (std::size_t c = 0; c < by.size(); ++c) most_[c] /= std::fabs(by[c]);
   }
   [[nodiscard]] std::size_t tokens() const noexcept { return tokens_; }
-  [[nodiscard]] std::size_t channels() const noexcept { return static_cast<std::size_t>(most_.size()); }
+  [[nodiscard]] std::size_t channels() const noexcept { return most_.size(); }
   /// The maximum of a channel, NaNs left out; 1 for all while no token was seen.
-  [[nodiscard]] Eigen::VectorXf maximum() const { return tokens_ == 0 ? Eigen::VectorXf::Ones(most_.size()) : most_; }
+  [[nodiscard]] Eigen::VectorXf maximum() const {
+    return detail::per_channel(channels(), [this](std::size_t c) { return tokens_ == 0 ? 1.0f : most_[c]; });
+  }
 
   static constexpr std::string_view name = "channel_maximum";
   static constexpr std::optional<std::size_t> stored_values(std::size_t channels) noexcept { return channels; }
   template <class Self>
-  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.most_.data(), self.channels())); }
+  static auto stored(Self& self) { return std::pair(&self.tokens_, std::span(self.most_)); }
 
  private:
   void raise(std::size_t c, float value) {
-    float& most = most_[static_cast<Eigen::Index>(c)];
-    if (value > most) most = value;
+    if (value > most_[c]) most_[c] = value;
   }
-  Eigen::VectorXf most_;
+  std::vector<float> most_;
   std::size_t tokens_ = 0;
 };
 
