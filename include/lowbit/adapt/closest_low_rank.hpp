@@ -24,6 +24,13 @@ struct low_rank_options {
   std::size_t iterations = 40;  ///< at most
 };
 
+namespace detail {
+inline auto as_rows(matrix_view<const float> m) {
+  return Eigen::Map<const float_rows, 0, Eigen::OuterStride<>>(m.data, static_cast<Eigen::Index>(m.rows), static_cast<Eigen::Index>(m.cols),
+                                                               Eigen::OuterStride<>(static_cast<Eigen::Index>(m.stride)));
+}
+}  // namespace detail
+
 /// The factors (scale 1, their parts of equal size) closest to `lost` [out, in], which is weights minus quantised weights. `inputs`, of the
 /// layer's inputs, may be null: then in the Frobenius norm. Expects finite values.
 template <executor E>

@@ -7,10 +7,14 @@
 
 #include <lowbit/calibration/hessian.hpp>
 #include <lowbit/core/error.hpp>
+#include <lowbit/kernel/dispatch.hpp>
 #include <lowbit/matrix/low_rank.hpp>
 #include <lowbit/matrix/packed_matrix.hpp>
 
+#include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 namespace lowbit {
 
@@ -61,16 +65,25 @@ namespace detail {
 
 using float_rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-inline auto as_rows(matrix_view<const float> m) {
-  return Eigen::Map<const float_rows, 0, Eigen::OuterStride<>>(m.data, static_cast<Eigen::Index>(m.rows), static_cast<Eigen::Index>(m.cols),
-                                                               Eigen::OuterStride<>(static_cast<Eigen::Index>(m.stride)));
+/// Products of rows, and in double the sum of their elements' products. Templates, so that Eigen's expressions are compiled where an adapter is
+/// measured and not wherever this header is read.
+template <class A, class B>
+float_rows product(const A& a, const B& b) {
+  return a * b;
+}
+template <class Rows>
+double dot(const Rows& a, const Rows& b) {
+  return a.template cast<double>().cwiseProduct(b.template cast<double>()).sum();
 }
 
 /// The Hessian's matrix where it says anything; empty: every channel counts alike.
 inline Eigen::MatrixXf metric_of(const hessian* h) {
   if (h == nullptr || h->tokens() == 0) return {};
+  const std::size_t n = h->channels();
+  float trace = 0;
+  for (std::size_t c = 0; c < n; ++c) trace += (*h)(c, c);
   Eigen::MatrixXf m = h->matrix();
-  return m.allFinite() && m.trace() > 0 ? m : Eigen::MatrixXf();
+  return trace > 0 && LOWBIT_BEST_KERNEL(all_finite)(m.data(), n * n) ? m : Eigen::MatrixXf();
 }
 
 }  // namespace detail
@@ -83,23 +96,26 @@ survival measure_survival(matrix_view<const float> merged, matrix_view<const flo
   LOWBIT_EXPECTS(merged.rows == f.rows && merged.cols == f.cols && quantised.rows == f.rows && quantised.cols == f.cols);
   LOWBIT_EXPECTS(inputs == nullptr || inputs->channels() == f.cols);
   const Eigen::MatrixXf metric = detail::metric_of(inputs);
-  const auto a = detail::as_rows(f.a_view()), b = detail::as_rows(f.b_view());
+  detail::float_rows a(static_cast<Eigen::Index>(f.rank), static_cast<Eigen::Index>(f.cols));
+  std::copy(f.a.begin(), f.a.end(), a.data());
   constexpr std::size_t chunk = 64;
   struct sums {
     double effect = 0, lost = 0, error = 0;  // <Δ, Δ>, <Δ' - Δ, Δ>, <Δ' - Δ, Δ' - Δ>
   };
   const auto measure = [&](const Eigen::MatrixXf& h) {
-    const detail::float_rows seen = h.size() != 0 ? detail::float_rows(a * h) : detail::float_rows(a);  // A H
+    const auto seen_by = [&](const detail::float_rows& m) { return h.size() != 0 ? detail::product(m, h) : m; };
+    const detail::float_rows a_seen = seen_by(a);  // A H
     std::vector<sums> parts(ceil_div(f.rows, chunk));
     for_parts(executor, parts.size(), 1, [&](std::size_t begin, std::size_t end) {
       for (std::size_t p = begin; p < end; ++p) {
-        const auto first = static_cast<Eigen::Index>(p * chunk), n = static_cast<Eigen::Index>(std::min(chunk, f.rows - p * chunk));
-        const detail::float_rows error = detail::as_rows(quantised).middleRows(first, n) - detail::as_rows(merged).middleRows(first, n);
-        const detail::float_rows scaled = b.middleRows(first, n) * f.scale, effect = scaled * a, effect_seen = scaled * seen;
-        parts[p].effect = effect.cast<double>().cwiseProduct(effect_seen.cast<double>()).sum();
-        parts[p].lost = error.cast<double>().cwiseProduct(effect_seen.cast<double>()).sum();
-        const detail::float_rows error_seen = h.size() != 0 ? detail::float_rows(error * h) : error;
-        parts[p].error = error.cast<double>().cwiseProduct(error_seen.cast<double>()).sum();
+        const std::size_t first = p * chunk, n = std::min(chunk, f.rows - first);
+        detail::float_rows error(static_cast<Eigen::Index>(n), a.cols()), b(static_cast<Eigen::Index>(n), a.rows());
+        for (std::size_t r = 0; r < n; ++r) {
+          for (std::size_t c = 0; c < f.cols; ++c) error.data()[r * f.cols + c] = quantised(first + r, c) - merged(first + r, c);
+          for (std::size_t k = 0; k < f.rank; ++k) b.data()[r * f.rank + k] = f.b[(first + r) * f.rank + k] * f.scale;
+        }
+        const detail::float_rows effect_seen = detail::product(b, a_seen);
+        parts[p] = {detail::dot(detail::product(b, a), effect_seen), detail::dot(error, effect_seen), detail::dot(error, seen_by(error))};
       }
     });
     sums all;
