@@ -1,4 +1,6 @@
 // Whole rows by the kernels (kernel/quantise.hpp), where a fit is one that they have; the bytes are the same as block by block.
+//
+// What calls those kernels is a template, so that they are compiled where somebody quantises and not wherever this is included.
 #pragma once
 
 #include <lowbit/kernel/dispatch.hpp>
@@ -8,7 +10,8 @@
 namespace lowbit::detail {
 
 /// Stores plain floats as the type of a format of them.
-inline void store_floats(const format_spec& s, const float* x, std::size_t n, std::uint8_t* out) noexcept {
+template <class = void>
+void store_floats(const format_spec& s, const float* x, std::size_t n, std::uint8_t* out) noexcept {
   LOWBIT_BEST_KERNEL(quantise_rows)({&s, x, n, n, 0, 1, nullptr, out, false});
 }
 
@@ -42,6 +45,7 @@ class row_kernel {
     args_ = {&s, w.data, w.stride, w.cols, 0, 0, heeded ? mended_.data() : nullptr, out.bytes().data(), as_ggml};
   }
   /// Quantises rows [begin, end), or returns false where that has to be done block by block.
+  template <class = void>
   [[nodiscard]] bool quantise(std::size_t begin, std::size_t end) const noexcept {
     if (!usable_) return false;
     kernel::quantise_args a = args_;
