@@ -78,16 +78,18 @@ inline std::vector<std::size_t> order_of(column_order how, const hessian& h, std
     std::stable_sort(order.begin(), order.end(), more);
     return order;
   }
-  std::vector<std::vector<std::size_t>> blocks;
+  // Each whole block's most excited channel says where the block goes, and which block it is.
+  std::vector<std::size_t> first, out;
+  const auto place = [&](std::size_t c) { return order.begin() + static_cast<std::ptrdiff_t>(c); };
   for (std::size_t c = 0; c < order.size(); c += block) {
-    blocks.emplace_back(order.begin() + static_cast<std::ptrdiff_t>(c), order.begin() + static_cast<std::ptrdiff_t>(std::min(c + block, order.size())));
-    std::stable_sort(blocks.back().begin(), blocks.back().end(), more);
+    const std::size_t end = std::min(c + block, order.size());
+    std::stable_sort(place(c), place(end), more);
+    if (end - c == block) first.push_back(order[c]);
   }
-  const auto whole = blocks.begin() + static_cast<std::ptrdiff_t>(order.size() / block);
-  std::stable_sort(blocks.begin(), whole, [&](const auto& a, const auto& b) { return more(a[0], b[0]); });
-  auto out = order.begin();
-  for (const auto& b : blocks) out = std::copy(b.begin(), b.end(), out);
-  return order;
+  std::stable_sort(first.begin(), first.end(), more);
+  for (const std::size_t c : first) out.insert(out.end(), place(c / block * block), place((c / block + 1) * block));
+  out.insert(out.end(), place(out.size()), order.end());
+  return out;
 }
 
 /// Every block's fields of some rows.
