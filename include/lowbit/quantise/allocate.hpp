@@ -105,27 +105,29 @@ inline void keep_frontier(std::vector<frontier_point>& points) {
   points.resize(kept);
 }
 
-/// Which points of a frontier are corners of its lower convex hull.
-inline std::vector<bool> hull_corners(const std::vector<frontier_point>& f) {
+/// The points of a frontier that are corners of its lower convex hull, in order.
+inline std::vector<std::size_t> hull_corners(const std::vector<frontier_point>& f) {
   const auto slope = [&](std::size_t a, std::size_t b) { return (f[a].cost - f[b].cost) / static_cast<double>(f[b].bytes - f[a].bytes); };
   std::vector<std::size_t> hull;
   for (std::size_t i = 0; i < f.size(); ++i) {
     while (hull.size() >= 2 && slope(hull[hull.size() - 2], hull.back()) <= slope(hull.back(), i)) hull.pop_back();
     hull.push_back(i);
   }
-  std::vector<bool> corner(f.size());
-  for (const std::size_t i : hull) corner[i] = true;
-  return corner;
+  return hull;
 }
 
 /// At most about `limit` points: the hull's corners, and of every equal step of bytes the cheapest point.
 inline void thin_frontier(std::vector<frontier_point>& f, std::size_t limit) {
-  const std::vector<bool> corner = hull_corners(f);
+  const std::vector<std::size_t> corners = hull_corners(f);
+  std::size_t next = 0;  // of them, the last too is one
   const double step = static_cast<double>(f.back().bytes - f.front().bytes) / static_cast<double>(limit);
   const auto bucket = [&](std::size_t i) { return std::floor(static_cast<double>(f[i].bytes - f.front().bytes) / step); };
   std::vector<frontier_point> thin;
-  for (std::size_t i = 0; i < f.size(); ++i)  // costs fall, so the last of a bucket is its cheapest
-    if (corner[i] || i + 1 == f.size() || bucket(i) != bucket(i + 1)) thin.push_back(f[i]);
+  for (std::size_t i = 0; i < f.size(); ++i) {  // costs fall, so the last of a bucket is its cheapest
+    const bool corner = i == corners[next];
+    next += corner;
+    if (corner || bucket(i) != bucket(i + 1)) thin.push_back(f[i]);
+  }
   f = std::move(thin);
 }
 
@@ -146,12 +148,11 @@ inline double relaxed_cost(const std::vector<std::vector<frontier_point>>& tenso
   std::vector<step> steps;
   double cost = 0, left = static_cast<double>(budget);
   for (const auto& f : tensors) {
-    const std::vector<bool> corner = hull_corners(f);
-    std::size_t last = 0;
+    std::size_t last = 0;  // the first corner too
     cost += f[0].cost;
     left -= static_cast<double>(f[0].bytes);
-    for (std::size_t i = 1; i < f.size(); ++i) {
-      if (!corner[i]) continue;
+    for (const std::size_t i : hull_corners(f)) {
+      if (i == 0) continue;
       steps.push_back({f[last].cost - f[i].cost, static_cast<double>(f[i].bytes - f[last].bytes)});
       last = i;
     }
