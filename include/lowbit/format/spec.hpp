@@ -214,9 +214,9 @@ struct claims {
 /// Counts them. Blocks of up to 8 KiB.
 constexpr claims count_claims(const format_spec& s) noexcept {
   claims c;
-  std::array<std::uint64_t, 1024> taken{};
+  std::uint64_t taken[1024] = {};  // no std::array: compilers run this for every format, and its accesses are calls
   const std::size_t end = std::size_t{8} * s.bytes;
-  if (end > 64 * taken.size()) return {0, 0, true, false};
+  if (end > 64 * std::size(taken)) return {0, 0, true, false};
   std::size_t total = 0;
   const auto claim = [&](std::size_t bit, std::size_t width) {
     for (std::size_t n = 0; width != 0; bit += n, width -= n) {  // what lies in one word at a time
