@@ -13,6 +13,7 @@
 #include <lowbit/quantise/quantiser.hpp>
 
 #include <Eigen/Core>
+#include <cmath>
 #include <string>
 
 namespace lowbit {
@@ -35,9 +36,11 @@ struct mean_magnitude {
     const bool offset = detail::has_offset(s);
     const float centre = offset ? (levels.lowest + levels.highest) / 2 : 0.0f;
     detail::fit_sub_blocks(s, x, n, about, f, [&](const float* v, std::size_t count, const input_statistics&) {
-      const Eigen::Map<const Eigen::ArrayXf> w(v, static_cast<Eigen::Index>(count));
-      const float mean = offset ? w.mean() : 0.0f;
-      const float scale = 2 * (w - mean).abs().mean() / std::sqrt((levels.highest - centre) / step) / step;
+      double sum = 0, magnitude = 0;
+      for (std::size_t i = 0; i < count; ++i) sum += static_cast<double>(v[i]);
+      const float mean = offset ? static_cast<float>(sum / static_cast<double>(count)) : 0.0f;
+      for (std::size_t i = 0; i < count; ++i) magnitude += static_cast<double>(std::fabs(v[i] - mean));
+      const float scale = 2 * static_cast<float>(magnitude / static_cast<double>(count)) / std::sqrt((levels.highest - centre) / step) / step;
       return detail::real_scale{scale, offset ? mean - scale * centre : 0.0f};
     });
     return false;
