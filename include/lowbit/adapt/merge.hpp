@@ -68,11 +68,11 @@ using float_rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::R
 /// Products of rows, and in double the sum of their elements' products. Templates, so that Eigen's expressions are compiled where an adapter is
 /// measured and not wherever this header is read.
 template <class A, class B>
-float_rows product(const A& a, const B& b) {
+float_rows rows_times(const A& a, const B& b) {
   return a * b;
 }
 template <class Rows>
-double dot(const Rows& a, const Rows& b) {
+double sum_of_products(const Rows& a, const Rows& b) {
   return a.template cast<double>().cwiseProduct(b.template cast<double>()).sum();
 }
 
@@ -103,7 +103,7 @@ survival measure_survival(matrix_view<const float> merged, matrix_view<const flo
     double effect = 0, lost = 0, error = 0;  // <Δ, Δ>, <Δ' - Δ, Δ>, <Δ' - Δ, Δ' - Δ>
   };
   const auto measure = [&](const Eigen::MatrixXf& h) {
-    const auto seen_by = [&](const detail::float_rows& m) { return h.size() != 0 ? detail::product(m, h) : m; };
+    const auto seen_by = [&](const detail::float_rows& m) { return h.size() != 0 ? detail::rows_times(m, h) : m; };
     const detail::float_rows a_seen = seen_by(a);  // A H
     std::vector<sums> parts(ceil_div(f.rows, chunk));
     for_parts(executor, parts.size(), 1, [&](std::size_t begin, std::size_t end) {
@@ -114,8 +114,9 @@ survival measure_survival(matrix_view<const float> merged, matrix_view<const flo
           for (std::size_t c = 0; c < f.cols; ++c) error.data()[r * f.cols + c] = quantised(first + r, c) - merged(first + r, c);
           for (std::size_t k = 0; k < f.rank; ++k) b.data()[r * f.rank + k] = f.b[(first + r) * f.rank + k] * f.scale;
         }
-        const detail::float_rows effect_seen = detail::product(b, a_seen);
-        parts[p] = {detail::dot(detail::product(b, a), effect_seen), detail::dot(error, effect_seen), detail::dot(error, seen_by(error))};
+        const detail::float_rows effect_seen = detail::rows_times(b, a_seen);
+        const detail::float_rows effect = detail::rows_times(b, a), error_seen = seen_by(error);
+        parts[p] = {detail::sum_of_products(effect, effect_seen), detail::sum_of_products(error, effect_seen), detail::sum_of_products(error, error_seen)};
       }
     });
     sums all;
