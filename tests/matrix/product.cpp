@@ -17,6 +17,9 @@ namespace {
 struct q3_g40 { static constexpr format_spec spec = uniform({.bits = 3, .group = 40}); };
 struct q8_g24 { static constexpr format_spec spec = uniform({.bits = 8, .group = 24}); };
 struct q5_g17 { static constexpr format_spec spec = uniform({.bits = 5, .group = 17, .symmetric = true}); };
+/// Groups that are no whole registers and are padded to some.
+struct q5_g15 { static constexpr format_spec spec = uniform({.bits = 5, .group = 15, .symmetric = true}); };
+struct q5_g31 { static constexpr format_spec spec = uniform({.bits = 5, .group = 31, .symmetric = true}); };
 /// Each sub-block's scale and minimum before its codes, six bits each, so that one lies in two bytes.
 struct scattered {
   static constexpr format_spec spec{.name = "scattered", .block = 256, .sub = 32, .bytes = 148,
@@ -48,7 +51,7 @@ struct u2_g160 { static constexpr format_spec spec = uniform({.bits = 2, .group 
 struct s4_g2560 { static constexpr format_spec spec = uniform({.bits = 4, .group = 2560, .symmetric = true}); };
 struct u8_g2080 { static constexpr format_spec spec = uniform({.bits = 8, .group = 2080}); };
 struct u4_g2080 { static constexpr format_spec spec = uniform({.bits = 4, .group = 2080}); };
-using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g17, scattered, far_k, wide_k, k4_96, s1_g96, u2_g160>>::type;
+using formats = detail::concat<all_formats, lattice_level_formats, format_list<q3_g40, q8_g24, q5_g15, q5_g17, q5_g31, scattered, far_k, wide_k, k4_96, s1_g96, u2_g160>>::type;
 
 /// 16 weights of three bits whose sums do not fit in 16 bits.
 struct far_3 { static constexpr format_spec spec = [] { auto s = spec_of<q3_k>; return s.name = "far_3", s.gguf = -1, s.codes.zero = 40, s; }(); };
@@ -325,9 +328,9 @@ TEST_CASE("large results that begin with a line, which are written past the cach
   std::vector<float> elsewhere(tokens * rows + 1);
   // One float beyond whatever alignment a vector's memory has: never a line's.
   const matrix_view<float> apart(elsewhere.data() + 1, tokens, rows);
-  CHECK(goes_past_caches(lines));
-  CHECK(!goes_past_caches(apart));
-  CHECK(!goes_past_caches(lines.middle_rows(0, 100)));
+  CHECK(goes_past_caches(lines, results_past_caches));
+  CHECK(!goes_past_caches(apart, results_past_caches));
+  CHECK(!goes_past_caches(lines.middle_rows(0, 100), results_past_caches));
   const auto x = test::random_activations(tokens * cols, 9);
   for (const format_spec* const s : {&spec_of<q4_0>, &spec_of<bfloat16>, &spec_of<f32>}) {
     CAPTURE(std::string(s->name));

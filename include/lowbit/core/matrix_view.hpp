@@ -41,11 +41,10 @@ struct matrix_view {
   }
 };
 
-/// Whether results had better be written past the caches: a core's own do not hold them, and their rows begin and end with lines.
-inline bool goes_past_caches(matrix_view<float> out) noexcept {
-  constexpr std::size_t larger_than_caches = std::size_t{4} << 20, line = 64;
-  return out.rows * out.cols * sizeof(float) >= larger_than_caches && reinterpret_cast<std::uintptr_t>(out.data) % line == 0 &&
-         out.stride * sizeof(float) % line == 0;
+/// Whether `out` may be written past the caches: it has `least` bytes, and its rows begin and end with lines.
+inline bool goes_past_caches(matrix_view<float> out, std::size_t least) noexcept {
+  constexpr std::size_t line = 64;
+  return out.rows * out.cols * sizeof(float) >= least && reinterpret_cast<std::uintptr_t>(out.data) % line == 0 && out.stride * sizeof(float) % line == 0;
 }
 
 /// Specialise for a tensor type: `static matrix_view<E> view(X&)`, with E the (possibly const) element type.

@@ -34,7 +34,7 @@ class tile_rounding {
 
   /// Column t: `cols` values at x, and zeros up to the end of the last block.
   LOWBIT_ALWAYS_INLINE void run(const float* x, std::size_t cols, std::size_t t, std::size_t blocks) const noexcept {
-    const std::size_t whole = sub_steps_ * step_weights % n != 0 ? 0 : cols / block_;
+    const std::size_t whole = sub_block_ % n != 0 ? 0 : cols / block_;
     for (std::size_t b = 0; b < whole; ++b) round<true>(x, b * block_, (b + 1) * block_, t, b);
     for (std::size_t b = whole; b < blocks; ++b) {
       const std::size_t begin = b * block_ < cols ? b * block_ : cols;

@@ -20,7 +20,7 @@ struct multiply_args {
   std::size_t tokens;                      ///< columns of x
   float* y;                                ///< [tokens, rows]; not used where there is a `finish`
   std::size_t y_stride;
-  bool streamed = false;                   ///< whether whole panels' results may go past the caches; y and y_stride are whole lines then
+  bool streamed = false;                   ///< whether results that are collected in memory first may go past the caches; y and y_stride are whole lines then
   finish_function finish = nullptr;        ///< one call for a tile costs nothing beside it, and lets epilogues be compiled elsewhere
   const void* context = nullptr;           ///< what finish is called with
 };

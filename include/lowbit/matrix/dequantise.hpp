@@ -12,7 +12,7 @@ namespace lowbit {
 template <executor E>
 void dequantise(packed_view w, matrix_view<float> out, E& executor, const kernel::unit& unit = kernel::best_unit()) {
   LOWBIT_EXPECTS(out.rows == w.rows && out.cols == w.cols);
-  const bool streamed = goes_past_caches(out);
+  const bool streamed = goes_past_caches(out, std::size_t{16} << 20);
   const bool finished = w.inputs == nullptr && w.factor == 1.0;
   // Rows that follow one another without a gap or a ragged block are one long row, which short rows gain much from.
   const bool one_row = finished && !w.spec->is_recoded() && out.stride == out.cols && w.cols % w.spec->block == 0;

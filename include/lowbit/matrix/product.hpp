@@ -134,6 +134,9 @@ class workspace {
   aligned_buffer buffer_;
 };
 
+/// Bytes of results from which products of many tokens write them past the caches: more than a core's own caches hold.
+inline constexpr std::size_t results_past_caches = std::size_t{4} << 20;
+
 namespace detail {
 
 /// Where the tiles of one matrix go.
@@ -170,7 +173,7 @@ struct destination {
   void run(const panel_matrix& w, const operand& x, std::size_t begin, std::size_t end) const noexcept {
     const bool plain = std::is_same_v<Epilogue, keep> && p->gate == nullptr && p->to.all() && p->w->factor() == 1.0f && p->plus == nullptr;
     const kernel::multiply_args a{&w.layout(), w.data(), w.rows(), w.cols(), begin, end, x.buffers, x.tokens, p->y.data, p->y.stride,
-                                  plain && goes_past_caches(p->y), plain ? nullptr : &destination::finish<Gate>, this};
+                                  plain && x.tokens > 1 && goes_past_caches(p->y, results_past_caches), plain ? nullptr : &destination::finish<Gate>, this};
     w.products()[x.kind](a);
   }
 };
@@ -258,8 +261,8 @@ void multiply(std::span<const product> batch, workspace& space, E& executor, pre
 }
 
 /// y[tokens, out] = epilogue(x[tokens, in] Wᵀ). Expects x.cols == w.cols(), y.cols == w.rows(), equal rows, and y apart from x.
-/// Without an epilogue a large y whose rows begin with lines of a cache (aligned to 64 bytes, the stride a multiple of 16) is written past the caches,
-/// which is faster (goes_past_caches).
+/// Without an epilogue a y of results_past_caches whose rows begin with lines (aligned to 64 bytes, the stride a multiple of 16) is written past the
+/// caches, which is faster.
 template <executor E, epilogue Epilogue = keep>
 void multiply(matrix_view<const float> x, const panel_matrix& w, matrix_view<float> y, workspace& space, E& executor,
               precision how = precision::int8, const Epilogue& epilogue = {}) {
